@@ -1,0 +1,147 @@
+//! `[scaling]`: which rule moves the permits, and within what bounds.
+
+use std::time::Duration;
+
+use crate::policy::units::{Invalid, checked};
+
+/// The rule that turns what was seen into a permit count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// Always `max_permits`.
+    Fixed,
+    /// Follows measured utilisation.
+    Reactive,
+    /// The source article's rule, to the letter.
+    Article,
+}
+
+impl PolicyKind {
+    /// The name in the configuration, on metrics and in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Reactive => "reactive",
+            Self::Article => "article",
+        }
+    }
+}
+
+/// Whether decisions change the permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// They do.
+    Act,
+    /// They are computed and reported, and the permits stay at the initial count.
+    Shadow,
+}
+
+/// How much of the past the article's rule looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArticleWindow {
+    /// The last so many requests: what its code does.
+    Requests(usize),
+    /// The last so much time: what its comment says.
+    Time(Duration),
+}
+
+/// `[scaling]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Params {
+    /// The rule.
+    pub policy: PolicyKind,
+    /// Whether it acts.
+    pub mode: Mode,
+    /// Never fewer permits than this (not under `fixed`).
+    pub min_permits: u32,
+    /// Permits before the first decision (not under `fixed`).
+    pub initial_permits: u32,
+    /// Never more permits than this.
+    pub max_permits: u32,
+    /// Time between two resizes.
+    pub cooldown: Duration,
+    /// How long a load must be watched before it is believed.
+    pub warm_up: Duration,
+    /// Utilisation above which permits are added, in (0, 1].
+    pub scale_up_threshold: f64,
+    /// Utilisation below which permits are taken away, in [0, 1).
+    pub scale_down_threshold: f64,
+    /// The article's window.
+    pub article_window: ArticleWindow,
+    /// What the article's rule jumps to when its queue is long.
+    pub article_emergency: u32,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            policy: PolicyKind::Reactive,
+            mode: Mode::Act,
+            min_permits: 10,
+            initial_permits: 20,
+            max_permits: 100,
+            cooldown: Duration::from_secs(30),
+            warm_up: Duration::from_secs(10),
+            scale_up_threshold: 0.75,
+            scale_down_threshold: 0.40,
+            article_window: ArticleWindow::Requests(300),
+            article_emergency: 150,
+        }
+    }
+}
+
+impl Params {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// Every setting the predictor cannot work with.
+    pub fn try_new(self) -> Result<Self, Vec<Invalid>> {
+        let mut faults = Vec::new();
+        let mut bad = |key, message: String| faults.push(Invalid::new(key, message));
+        if self.max_permits == 0 || self.max_permits > 100_000 {
+            bad("max_permits", format!("must be 1 to 100000, is {}", self.max_permits));
+        }
+        if self.policy != PolicyKind::Fixed {
+            if self.min_permits == 0 {
+                bad("min_permits", "must be at least 1: nothing could ever run".into());
+            }
+            if self.min_permits > self.max_permits {
+                bad(
+                    "min_permits",
+                    format!("{} is more than max_permits = {}", self.min_permits, self.max_permits),
+                );
+            }
+            if self.initial_permits < self.min_permits || self.initial_permits > self.max_permits {
+                bad(
+                    "initial_permits",
+                    format!(
+                        "{} is not between min_permits = {} and max_permits = {}",
+                        self.initial_permits, self.min_permits, self.max_permits
+                    ),
+                );
+            }
+        }
+        if self.cooldown < Duration::from_secs(1) || self.cooldown > Duration::from_secs(3600) {
+            bad("cooldown", "must be between 1s and 1h".into());
+        }
+        if self.warm_up < Duration::from_secs(1) || self.warm_up > Duration::from_secs(600) {
+            bad("warm_up", "must be between 1s and 10m".into());
+        }
+        if !(self.scale_up_threshold > 0.0 && self.scale_up_threshold <= 1.0) {
+            bad("scale_up_threshold", "must be above 0 and at most 1".into());
+        }
+        if !(self.scale_down_threshold >= 0.0 && self.scale_down_threshold < self.scale_up_threshold) {
+            bad("scale_down_threshold", "must be at least 0 and below scale_up_threshold".into());
+        }
+        match self.article_window {
+            ArticleWindow::Requests(n) if !(60..=100_000).contains(&n) => {
+                bad("article.window", "must be 60 to 100000 requests, or a time".into());
+            }
+            ArticleWindow::Time(t) if t < Duration::from_secs(60) || t > Duration::from_secs(600) => {
+                bad("article.window", "must be between 1m and 10m, or a number of requests".into());
+            }
+            _ => {}
+        }
+        checked(self, faults)
+    }
+}
