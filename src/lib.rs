@@ -1,0 +1,3 @@
+//! tidegate: a reverse proxy for OpenAI-style APIs in which bursts wait instead of failing.
+pub mod clock;
+pub mod policy;

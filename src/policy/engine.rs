@@ -1,0 +1,539 @@
+//! One event in, effects out: the whole of admission, supply and scaling behind one function.
+//!
+//! `engine.on(now, event, &mut effects)` is total (any event in any state is fine, in any order) and
+//! deterministic. It is called by `proxy::gate` in the live proxy and by nothing else that serves
+//! traffic. A ticket gets exactly one verdict, [`Effect::Admit`] or [`Effect::Reject`], unless it is
+//! cancelled first; an admitted one holds its permit until [`Event::Finish`].
+//!
+//! ```text
+//!             ┌── Reject (full, hopeless, draining, breaker) 
+//!   Arrive ───┼── Admit ────────────────────────────────▶ FirstByte ▶ Finish
+//!             └── waits ─┬─ Admit (permit free, its turn, breaker lets it)
+//!                        ├─ Reject (deadline, breaker, drain)
+//!                        └─ Cancel
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::policy::admission::{self, DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
+use crate::policy::predict::{self, ArticleWindow, Decision, History, PolicyKind, Snapshot};
+use crate::policy::supply::{Breaker, BreakerParams, BreakerState, Transition, Verdict};
+use crate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
+
+/// What the engine is built from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Params {
+    /// Queue and the bounds beside it.
+    pub admission: admission::Params,
+    /// The rule that moves the permits.
+    pub scaling: predict::Params,
+    /// The breaker.
+    pub breaker: BreakerParams,
+}
+
+/// How a request takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Inference: takes a permit, may wait for one.
+    Queued,
+    /// Everything else: no permit, bounded by `max_unqueued`.
+    Unqueued,
+    /// A tunnel: takes a permit for its life, bounded by `max_websockets` too.
+    WebSocket,
+}
+
+/// A request as the engine sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// How it takes part.
+    pub kind: Kind,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its class.
+    pub priority: Priority,
+    /// Estimated tokens, for fairness.
+    pub cost: Tokens,
+    /// Bytes its body holds in memory.
+    pub bytes: u64,
+    /// Latest moment for its response's head, where its client named one.
+    pub head_by: Option<MonoTime>,
+    /// It wants a stream.
+    pub stream: bool,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A request wants to go upstream.
+    Arrive(Ticket, Arrival),
+    /// A waiting request's client left. Without effect on one that is admitted: that one finishes.
+    Cancel(Ticket),
+    /// The response's head arrived. `alive`: it was no sign of failure.
+    FirstByte {
+        /// Whose.
+        ticket: Ticket,
+        /// The status was below 500.
+        alive: bool,
+    },
+    /// The attempt is decided before the request is over: a failure before or at the head.
+    AttemptEnd(Ticket, Outcome),
+    /// The request is over and its permit comes back. `Outcome` counts unless the attempt was decided.
+    Finish(Ticket, Outcome),
+    /// A timer fired, or a second passed.
+    Tick,
+    /// The predictor decided.
+    Install(Decision),
+    /// The process is shutting down.
+    Drain,
+}
+
+/// What is to be done about it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// The request may go.
+    Admit {
+        /// Which.
+        ticket: Ticket,
+        /// It is the one request that tries a broken upstream.
+        probe: bool,
+        /// The permit limit at this moment.
+        limit: u32,
+        /// Permits taken, this one included.
+        in_flight: u32,
+    },
+    /// The request may not go.
+    Reject {
+        /// Which.
+        ticket: Ticket,
+        /// Why.
+        refusal: Refusal,
+        /// When another try makes sense, if there is a basis for saying so.
+        retry_after: Option<Duration>,
+    },
+    /// Send [`Event::Tick`] at this moment.
+    SetTimer(MonoTime),
+    /// A decision was taken (and, unless in shadow mode, installed).
+    Decided(Decision),
+    /// The breaker changed state.
+    Breaker(Transition),
+}
+
+/// The engine's state in numbers, for metrics and readiness.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// Permits there are.
+    pub limit: u32,
+    /// Permits the last decision found necessary.
+    pub need: u32,
+    /// Permits there can be at most.
+    pub ceiling: u32,
+    /// Configured least.
+    pub min: u32,
+    /// Configured most.
+    pub max: u32,
+    /// Permits taken.
+    pub in_flight: u32,
+    /// Requests under way without a permit.
+    pub unqueued: usize,
+    /// Open tunnels.
+    pub websockets: usize,
+    /// Requests waiting, by [`Priority::index`].
+    pub queued: [usize; 3],
+    /// Bytes they hold.
+    pub queue_bytes: u64,
+    /// The breaker's state.
+    pub breaker: BreakerState,
+    /// A drain has begun.
+    pub draining: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    kind: Kind,
+    admitted: MonoTime,
+    generation: u32,
+    stream: bool,
+    /// The breaker has heard of its end.
+    decided: bool,
+    head: bool,
+}
+
+/// Admission, supply and scaling of one upstream group.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    params: Params,
+    began: MonoTime,
+    permits: Permits,
+    queue: Queue,
+    breaker: Breaker,
+    history: History,
+    drain_rate: DrainRate,
+    head_time: [HeadTime; 2],
+    flights: BTreeMap<Ticket, Flight>,
+    unqueued: usize,
+    websockets: usize,
+    need: u32,
+    changed: Option<MonoTime>,
+    draining: bool,
+    timer: Option<MonoTime>,
+}
+
+impl Engine {
+    /// An idle engine that begins at `now`.
+    #[must_use]
+    pub fn new(params: Params, now: MonoTime) -> Self {
+        let s = &params.scaling;
+        let initial = if s.policy == PolicyKind::Fixed { s.max_permits } else { s.initial_permits };
+        let keep = match (s.policy, s.article_window) {
+            (PolicyKind::Article, ArticleWindow::Requests(n)) => n,
+            _ => 0,
+        };
+        Self {
+            began: now,
+            permits: Permits::new(initial),
+            queue: Queue::default(),
+            breaker: Breaker::new(params.breaker.clone()),
+            history: History::new(now, keep),
+            drain_rate: DrainRate::default(),
+            head_time: Default::default(),
+            flights: BTreeMap::new(),
+            unqueued: 0,
+            websockets: 0,
+            need: initial,
+            changed: None,
+            draining: false,
+            timer: None,
+            params,
+        }
+    }
+
+    /// Takes note of `event` and says what follows from it.
+    ///
+    /// `now` must not run backwards; an earlier one is treated as the latest seen.
+    pub fn on(&mut self, now: MonoTime, event: Event, effects: &mut Vec<Effect>) {
+        self.advance(now);
+        match event {
+            Event::Arrive(ticket, arrival) => self.arrive(now, ticket, arrival, effects),
+            Event::Cancel(ticket) => {
+                self.queue.remove(ticket);
+            }
+            Event::FirstByte { ticket, alive } => self.first_byte(now, ticket, alive, effects),
+            Event::AttemptEnd(ticket, outcome) => self.attempt_ended(now, ticket, outcome, effects),
+            Event::Finish(ticket, outcome) => self.finish(now, ticket, outcome, effects),
+            Event::Tick => {
+                if self.timer.is_some_and(|at| at <= now) {
+                    self.timer = None;
+                }
+            }
+            Event::Install(decision) => self.install(now, decision, effects),
+            Event::Drain => self.drain(effects),
+        }
+        self.expire(now, effects);
+        self.dispatch(now, effects);
+        self.set_timer(now, effects);
+    }
+
+    /// What a rule may look at, without the lock: clone it out, then call [`predict::plan`].
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.history.clone()
+    }
+
+    /// The snapshot around a `history` taken from this engine.
+    #[must_use]
+    pub fn snapshot<'a>(&self, now: MonoTime, hour: u8, history: &'a History) -> Snapshot<'a> {
+        Snapshot {
+            at: now,
+            hour,
+            limit: self.permits.limit(),
+            queued: self.queue.len(),
+            since_change: self.changed.map(|at| now.since(at)),
+            age: now.since(self.began),
+            history,
+        }
+    }
+
+    /// The rule's settings.
+    #[must_use]
+    pub fn scaling(&self) -> &predict::Params {
+        &self.params.scaling
+    }
+
+    /// The state in numbers.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status {
+            limit: self.permits.limit(),
+            need: self.need,
+            ceiling: self.ceiling(),
+            min: self.floor(),
+            max: self.params.scaling.max_permits,
+            in_flight: self.permits.in_flight(),
+            unqueued: self.unqueued,
+            websockets: self.websockets,
+            queued: self.queue.by_priority(),
+            queue_bytes: self.queue.bytes(),
+            breaker: self.breaker.state(),
+            draining: self.draining,
+        }
+    }
+
+    /// Nothing passes it. The article's rule brings its own emergency count, which the configuration
+    /// bounds by `max_permits` wherever the operator set that.
+    fn ceiling(&self) -> u32 {
+        let s = &self.params.scaling;
+        match s.policy {
+            PolicyKind::Article => s.max_permits.max(s.article_emergency),
+            PolicyKind::Fixed | PolicyKind::Reactive => s.max_permits,
+        }
+    }
+
+    fn floor(&self) -> u32 {
+        match self.params.scaling.policy {
+            PolicyKind::Fixed => self.params.scaling.max_permits,
+            PolicyKind::Article | PolicyKind::Reactive => self.params.scaling.min_permits,
+        }
+    }
+
+    fn advance(&mut self, now: MonoTime) {
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        self.history.advance(now, self.permits.in_flight().saturating_add(waiting));
+        // while the breaker is open the queue stands still, which says nothing about its pace
+        let busy = waiting > 0 && self.breaker.state() == BreakerState::Closed;
+        self.drain_rate.advance(now, busy);
+    }
+
+    fn arrive(&mut self, now: MonoTime, ticket: Ticket, a: Arrival, effects: &mut Vec<Effect>) {
+        if a.kind != Kind::Unqueued {
+            self.history.arrived(now);
+        }
+        let limits = &self.params.admission;
+        let refuse = |refusal, retry_after| Effect::Reject { ticket, refusal, retry_after };
+        if self.draining {
+            return effects.push(refuse(Refusal::Draining, None));
+        }
+        if (a.kind == Kind::Unqueued && self.unqueued >= limits.max_unqueued)
+            || (a.kind == Kind::WebSocket && self.websockets >= limits.max_websockets)
+        {
+            return effects.push(refuse(Refusal::Overloaded, Some(Duration::from_secs(1))));
+        }
+        let verdict = self.breaker.peek(now);
+        if a.kind == Kind::Unqueued {
+            return match verdict {
+                Verdict::Pass | Verdict::Probe => self.admit(now, ticket, a.kind, a.stream, effects),
+                Verdict::OpenUntil(_) | Verdict::Probing => {
+                    effects.push(refuse(Refusal::UpstreamUnavailable, self.recovery(now)));
+                }
+            };
+        }
+        let deadline = (now + limits.timeout).min(a.head_by.unwrap_or(MonoTime::MAX));
+        if let Verdict::OpenUntil(until) = verdict
+            && until >= deadline
+        {
+            return effects.push(refuse(Refusal::UpstreamUnavailable, self.recovery(now)));
+        }
+        if self.hopeless(now, a.head_by, a.stream) {
+            return effects.push(refuse(Refusal::DeadlineUnreachable, Some(Duration::from_secs(1))));
+        }
+        let passes = matches!(verdict, Verdict::Pass | Verdict::Probe);
+        if passes && self.queue.is_empty() && self.permits.free() > 0 {
+            return self.admit(now, ticket, a.kind, a.stream, effects);
+        }
+        if self.queue.len() >= limits.max_requests
+            || self.queue.bytes().saturating_add(a.bytes) > limits.max_bytes
+        {
+            return effects.push(refuse(Refusal::QueueFull, self.wait_of(a.priority, a.tenant)));
+        }
+        if verdict == Verdict::Pass
+            && let Some(wait) = self.wait_of(a.priority, a.tenant)
+            && now + wait > deadline
+        {
+            return effects.push(refuse(Refusal::DeadlineUnreachable, Some(wait)));
+        }
+        self.queue.push(Waiting {
+            ticket,
+            tenant: a.tenant,
+            priority: a.priority,
+            cost: a.cost,
+            bytes: a.bytes,
+            deadline,
+            head_by: a.head_by,
+            stream: a.stream,
+            websocket: a.kind == Kind::WebSocket,
+        });
+    }
+
+    /// Starts an attempt that the breaker was seen to allow, with a permit that was seen to be free.
+    fn admit(&mut self, now: MonoTime, ticket: Ticket, kind: Kind, stream: bool, effects: &mut Vec<Effect>) {
+        let (verdict, transition) = self.breaker.start(now, ticket);
+        effects.extend(transition.map(Effect::Breaker));
+        match kind {
+            Kind::Unqueued => self.unqueued += 1,
+            Kind::Queued | Kind::WebSocket => {
+                self.permits.take();
+                self.websockets += usize::from(kind == Kind::WebSocket);
+            }
+        }
+        let flight = Flight {
+            kind,
+            admitted: now,
+            generation: self.breaker.generation(),
+            stream,
+            decided: false,
+            head: false,
+        };
+        self.flights.insert(ticket, flight);
+        effects.push(Effect::Admit {
+            ticket,
+            probe: verdict == Verdict::Probe,
+            limit: self.permits.limit(),
+            in_flight: self.permits.in_flight(),
+        });
+    }
+
+    fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool, effects: &mut Vec<Effect>) {
+        let Some(flight) = self.flights.get_mut(&ticket) else { return };
+        if flight.kind == Kind::Queued && alive && !flight.head {
+            self.head_time[usize::from(flight.stream)].observe(now, now.since(flight.admitted));
+        }
+        flight.head = true;
+        if alive {
+            effects.extend(self.breaker.alive(ticket).map(Effect::Breaker));
+        }
+    }
+
+    fn attempt_ended(&mut self, now: MonoTime, ticket: Ticket, outcome: Outcome, effects: &mut Vec<Effect>) {
+        let Some(flight) = self.flights.get_mut(&ticket) else { return };
+        if std::mem::replace(&mut flight.decided, true) {
+            return;
+        }
+        let generation = flight.generation;
+        if let Some(transition) = self.breaker.ended(now, ticket, generation, outcome) {
+            effects.push(Effect::Breaker(transition));
+            if transition.to == BreakerState::Open {
+                self.tripped(now, effects);
+            }
+        }
+    }
+
+    fn finish(&mut self, now: MonoTime, ticket: Ticket, outcome: Outcome, effects: &mut Vec<Effect>) {
+        self.attempt_ended(now, ticket, outcome, effects);
+        let Some(flight) = self.flights.remove(&ticket) else { return };
+        match flight.kind {
+            Kind::Unqueued => self.unqueued -= 1,
+            Kind::Queued | Kind::WebSocket => {
+                self.permits.give_back();
+                self.websockets -= usize::from(flight.kind == Kind::WebSocket);
+                if !self.queue.is_empty() {
+                    self.drain_rate.freed();
+                }
+            }
+        }
+    }
+
+    /// The breaker opened: who cannot wait that long is told at once.
+    fn tripped(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
+        let Some(until) = self.breaker.open_until() else { return };
+        let retry_after = self.recovery(now);
+        for ticket in self.queue.expiring(until) {
+            self.queue.remove(ticket);
+            effects.push(Effect::Reject { ticket, refusal: Refusal::UpstreamUnavailable, retry_after });
+        }
+    }
+
+    fn install(&mut self, now: MonoTime, mut decision: Decision, effects: &mut Vec<Effect>) {
+        self.need = decision.need;
+        decision.to = decision.to.clamp(self.floor().min(self.ceiling()), self.ceiling());
+        if decision.applied && decision.to != self.permits.limit() {
+            self.permits.resize(decision.to);
+            self.changed = Some(now);
+        }
+        effects.push(Effect::Decided(decision));
+    }
+
+    fn drain(&mut self, effects: &mut Vec<Effect>) {
+        self.draining = true;
+        if self.params.admission.on_drain == OnDrain::Reject {
+            for ticket in self.queue.expiring(MonoTime::MAX) {
+                self.queue.remove(ticket);
+                effects.push(Effect::Reject { ticket, refusal: Refusal::Draining, retry_after: None });
+            }
+        }
+    }
+
+    fn expire(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
+        if self.queue.next_deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        for ticket in self.queue.expiring(now) {
+            if let Some(w) = self.queue.remove(ticket) {
+                effects.push(self.too_late(now, &w));
+            }
+        }
+    }
+
+    fn too_late(&self, now: MonoTime, w: &Waiting) -> Effect {
+        let (refusal, retry_after) = if self.breaker.state() == BreakerState::Closed {
+            (Refusal::QueueTimeout, self.wait_of(w.priority, w.tenant))
+        } else {
+            (Refusal::UpstreamUnavailable, self.recovery(now))
+        };
+        Effect::Reject { ticket: w.ticket, refusal, retry_after }
+    }
+
+    /// Hands free permits to whoever's turn it is.
+    fn dispatch(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
+        while self.permits.free() > 0 && !self.queue.is_empty() {
+            if !matches!(self.breaker.peek(now), Verdict::Pass | Verdict::Probe) {
+                return;
+            }
+            let Some(w) = self.queue.pop() else { return };
+            if self.hopeless(now, w.head_by, w.stream) {
+                effects.push(Effect::Reject {
+                    ticket: w.ticket,
+                    refusal: Refusal::DeadlineUnreachable,
+                    retry_after: self.wait_of(w.priority, w.tenant),
+                });
+                continue;
+            }
+            // tunnels that waited may find that others have become tunnels meanwhile
+            if w.websocket && self.websockets >= self.params.admission.max_websockets {
+                let retry_after = Some(Duration::from_secs(1));
+                effects.push(Effect::Reject { ticket: w.ticket, refusal: Refusal::Overloaded, retry_after });
+                continue;
+            }
+            let kind = if w.websocket { Kind::WebSocket } else { Kind::Queued };
+            self.admit(now, w.ticket, kind, w.stream, effects);
+        }
+    }
+
+    fn set_timer(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
+        let Some(mut next) = self.queue.next_deadline() else { return };
+        // without a free permit the probe could not go at that moment anyway
+        if self.permits.free() > 0
+            && let Some(until) = self.breaker.open_until()
+        {
+            next = next.min(until.max(now));
+        }
+        if self.timer.is_none_or(|at| next < at) {
+            self.timer = Some(next);
+            effects.push(Effect::SetTimer(next));
+        }
+    }
+
+    /// Even a quick head would come after the client's own deadline.
+    fn hopeless(&self, now: MonoTime, head_by: Option<MonoTime>, stream: bool) -> bool {
+        head_by.is_some_and(|by| now + self.head_time[usize::from(stream)].estimate(now) >= by)
+    }
+
+    fn wait_of(&self, priority: Priority, tenant: TenantId) -> Option<Duration> {
+        self.drain_rate.wait(self.queue.ahead_of(priority, tenant))
+    }
+
+    /// Until the breaker lets a probe pass, at least a second.
+    fn recovery(&self, now: MonoTime) -> Option<Duration> {
+        let left = self.breaker.open_until().map_or(Duration::ZERO, |until| until.since(now));
+        Some(left.max(Duration::from_secs(1)))
+    }
+}
