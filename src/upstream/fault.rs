@@ -1,0 +1,88 @@
+//! Why there is no answer from the upstream. `proxy/respond.rs` says what that means in HTTP.
+
+use std::time::Duration;
+
+use crate::upstream::BoxError;
+
+/// An upstream that cannot even be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The extra CA file cannot be read or holds no certificate.
+    #[error("upstream.ca_file {path}: {reason}")]
+    CaFile {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No trusted certificate authority at all.
+    #[error(
+        "no trusted certificate authorities were found on this system: install ca-certificates or set \
+         upstream.ca_file"
+    )]
+    NoRoots,
+    /// The host cannot stand in a TLS server name or a header.
+    #[error("upstream.base_url: {0} is not a usable host name")]
+    Host(String),
+    /// TLS settings that rustls refuses.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// An attempt that brought no response head, or no whole response.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Nobody listens, the name is unknown, or TLS failed.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] std::io::Error),
+    /// The connection did not come up in time.
+    #[error("no connection within {0:?}")]
+    ConnectTimeout(Duration),
+    /// The head did not come in time.
+    #[error("no response head within {0:?}")]
+    FirstByteTimeout(Duration),
+    /// The connection ended before the head was there.
+    #[error("the connection was closed before a response: {0}")]
+    Closed(#[source] hyper::Error),
+    /// What came is not HTTP.
+    #[error("the response is not valid HTTP: {0}")]
+    Garbage(#[source] hyper::Error),
+    /// It is HTTP, but not what can be passed on.
+    #[error("the response cannot be passed on: {0}")]
+    Unacceptable(&'static str),
+    /// The client's upload broke off: the upstream is not to blame.
+    #[error("the request's body broke off: {0}")]
+    Upload(#[source] BoxError),
+    /// The request cannot be written as it is.
+    #[error("the request cannot be sent: {0}")]
+    Request(String),
+    /// The response body paused for too long.
+    #[error("no more of the response within {0:?}")]
+    IdleTimeout(Duration),
+    /// The response body broke off.
+    #[error("the response broke off: {0}")]
+    Broken(#[source] hyper::Error),
+}
+
+impl Fault {
+    /// It took too long, as opposed to going wrong.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::ConnectTimeout(_) | Self::FirstByteTimeout(_) | Self::IdleTimeout(_))
+    }
+
+    /// What hyper says went wrong before the head.
+    pub(super) fn before_head(error: hyper::Error) -> Self {
+        if error.is_parse() {
+            return Self::Garbage(error);
+        }
+        if error.is_user() || error.is_body_write_aborted() {
+            use std::error::Error as _;
+            return match error.source() {
+                Some(source) => Self::Upload(source.to_string().into()),
+                None => Self::Upload(Box::new(error)),
+            };
+        }
+        Self::Closed(error)
+    }
+}

@@ -1,0 +1,121 @@
+//! What may not travel along: hop-by-hop fields (RFC 9110 §7.6.1) and our own.
+
+use hyper::HeaderMap;
+use hyper::header::{self, HeaderName, HeaderValue};
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const OURS: &str = "x-tidegate-";
+
+/// Whether the message asks for, or agrees to, another protocol on its connection.
+#[must_use]
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::UPGRADE)
+        && headers.get_all(header::CONNECTION).iter().any(|v| names(v).any(|n| n.eq_ignore_ascii_case("upgrade")))
+}
+
+/// Takes out of a request what ends here. With `upgrade`, the asked-for protocol stays.
+///
+/// `TE: trailers` stays too: it says that the client can read trailers, and they are passed on.
+pub fn clean_request(headers: &mut HeaderMap, upgrade: bool) {
+    let trailers = headers
+        .get_all(header::TE)
+        .iter()
+        .any(|v| names(v).any(|n| n.eq_ignore_ascii_case("trailers")));
+    let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
+    hop_by_hop(headers);
+    headers.remove(header::EXPECT);
+    headers.remove(header::PROXY_AUTHORIZATION);
+    headers.remove(&HTTP2_SETTINGS);
+    let ours: Vec<HeaderName> = headers.keys().filter(|n| n.as_str().starts_with(OURS)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+    if let Some(protocol) = protocol {
+        headers.insert(header::UPGRADE, protocol);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    } else if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Takes out of a response what ends here. A response with a transfer coding loses its length (RFC 9112 §6.3).
+pub fn clean_response(headers: &mut HeaderMap, upgrade: bool) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
+    hop_by_hop(headers);
+    headers.remove(header::PROXY_AUTHENTICATE);
+    if let Some(protocol) = protocol {
+        headers.insert(header::UPGRADE, protocol);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+fn hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(names)
+            .filter_map(|n| HeaderName::from_bytes(n.as_bytes()).ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    headers.remove(header::TE);
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::UPGRADE);
+    headers.remove(&KEEP_ALIVE);
+    headers.remove(&PROXY_CONNECTION);
+}
+
+fn names(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|n| !n.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn hop_by_hop_fields_and_those_that_connection_names_end_here() {
+        let mut h = map(&[
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers, gzip"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("x-tidegate-priority", "high"),
+            ("authorization", "Bearer k"),
+            ("x-stainless-retry-count", "1"),
+        ]);
+        clean_request(&mut h, false);
+        let mut left: Vec<_> = h.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        left.sort();
+        assert_eq!(
+            left,
+            ["authorization: Bearer k", "connection: te", "te: trailers", "x-stainless-retry-count: 1"]
+        );
+    }
+
+    #[test]
+    fn an_upgrade_keeps_its_protocol() {
+        let mut h = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert!(is_upgrade(&h));
+        clean_request(&mut h, true);
+        assert_eq!(h, map(&[("upgrade", "websocket"), ("connection", "upgrade")]));
+        assert!(!is_upgrade(&map(&[("upgrade", "websocket")])));
+    }
+}

@@ -1,0 +1,22 @@
+//! The way to the model server: names, connections, TLS, and what may not travel along.
+//!
+//! [`Upstream::send`] takes a request and gives a response head; the body follows as [`ReplyBody`],
+//! which hands the connection back once it was read to its end and closes it otherwise, so that no
+//! half-read answer can reach another request. Called by `proxy/forward.rs` and by `cli probe`.
+
+mod body;
+mod connect;
+mod fault;
+mod headers;
+mod params;
+mod pool;
+mod send;
+mod target;
+
+pub use body::{BoxError, Payload, ReplyBody, Upload};
+pub use connect::{Dial, Io, Network};
+pub use fault::{Fault, SetupError};
+pub use headers::{clean_request, clean_response, is_upgrade};
+pub use params::{Params, Secret};
+pub use send::{Trace, Upstream};
+pub use target::Target;

@@ -1,0 +1,315 @@
+//! One request, one answer: connect or reuse, send, wait for the head, and judge it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::http::request;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::upstream::body::Progress;
+use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::{Dial, Fault, Network, Params, Payload, ReplyBody, SetupError, Target, clean_response};
+
+/// Interim (1xx) responses to one request that are put up with.
+const MAX_INTERIM: u8 = 8;
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What happened on the way, for the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trace {
+    /// Time it took to make a connection, where one was made.
+    pub connect: Option<Duration>,
+    /// Times the request was put on a connection.
+    pub attempts: u32,
+}
+
+/// One upstream: where it is, how to reach it, and its open connections.
+pub struct Upstream {
+    name: Arc<str>,
+    target: Target,
+    key: Option<HeaderValue>,
+    params: Params,
+    dial: Box<dyn Dial>,
+    pool: Arc<Pool>,
+    clock: Clock,
+    /// One HTTP/2 connection is made at a time, so that a burst does not make a hundred.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Upstream {
+    /// An upstream over the network.
+    ///
+    /// # Errors
+    /// When its TLS settings or host cannot be used.
+    pub fn new(params: Params, workers: usize, clock: Clock) -> Result<Arc<Self>, SetupError> {
+        let dial = Box::new(Network::new(&params)?);
+        Self::with_dial(params, dial, workers, clock)
+    }
+
+    /// An upstream reached by `dial`.
+    ///
+    /// # Errors
+    /// When its host or key cannot be used.
+    pub fn with_dial(
+        params: Params,
+        dial: Box<dyn Dial>,
+        workers: usize,
+        clock: Clock,
+    ) -> Result<Arc<Self>, SetupError> {
+        let key = match &params.api_key {
+            None => None,
+            Some(key) => {
+                let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
+                    .map_err(|_| SetupError::Host("api_key".into()))?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        Ok(Arc::new(Self {
+            name: params.name.as_str().into(),
+            target: Target::new(&params.base_url)?,
+            key,
+            pool: Pool::new(workers, params.idle_timeout, clock),
+            params,
+            dial,
+            clock,
+            opening: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// `Authorization` to send instead of the client's, if it has a key of its own.
+    #[must_use]
+    pub fn authorization(&self) -> Option<&HeaderValue> {
+        self.key.as_ref()
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Open connections: idle and in use.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        self.pool.counts()
+    }
+
+    /// Closes connections that have been idle for too long. Called every second.
+    pub fn prune(&self) {
+        self.pool.prune();
+    }
+
+    /// Sends a request and waits for its response's head.
+    ///
+    /// `head` has been through [`crate::upstream::clean_request`]; its URI is the client's. `worker`
+    /// says whose connections to prefer. Dropping the future closes the connection, which is how a
+    /// client that leaves cancels its request.
+    ///
+    /// A reused connection that dies before the first response byte is replaced by a new one, once.
+    /// Because such a request may be sent twice, only one that may be repeated is put on a reused
+    /// connection at all; see [`Upstream::may_reuse`].
+    ///
+    /// # Errors
+    /// [`Fault`], when there is no head that can be passed on.
+    pub async fn send(
+        &self,
+        worker: usize,
+        head: request::Parts,
+        payload: Payload,
+        first_byte: Duration,
+        repeatable: bool,
+        trace: &mut Trace,
+    ) -> Result<Response<ReplyBody>, Fault> {
+        let progress = match &payload {
+            Payload::Stream(upload) => Some(upload.progress()),
+            _ => None,
+        };
+        let sending = self.send_untimed(worker, head, payload, repeatable, trace);
+        let mut sending = std::pin::pin!(sending);
+        let mut seen = Some(0);
+        loop {
+            if let Ok(result) = tokio::time::timeout(first_byte, sending.as_mut()).await {
+                return result;
+            }
+            // a long upload that still moves has not begun to wait for its answer
+            let sent = progress.as_deref().and_then(Progress::bytes);
+            if sent.is_none() || sent == seen {
+                return Err(Fault::FirstByteTimeout(first_byte));
+            }
+            seen = sent;
+        }
+    }
+
+    /// Whether a request may be put on a connection that may turn out dead: it can be sent again, and
+    /// doing so does no harm (RFC 9110 §9.2.2), or its sender said so with an `Idempotency-Key`.
+    fn may_reuse(head: &request::Parts, payload: &Payload, repeatable: bool) -> bool {
+        !matches!(payload, Payload::Stream(_))
+            && (repeatable
+                || matches!(
+                    head.method,
+                    Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+                )
+                || head.headers.contains_key(&IDEMPOTENCY_KEY))
+    }
+
+    async fn send_untimed(
+        &self,
+        worker: usize,
+        mut head: request::Parts,
+        payload: Payload,
+        repeatable: bool,
+        trace: &mut Trace,
+    ) -> Result<Response<ReplyBody>, Fault> {
+        let upgrade = head.headers.contains_key(header::UPGRADE);
+        let http2 = self.params.http2 && !upgrade;
+        head.uri = self.target.uri(&head.uri, http2)?;
+        if http2 {
+            head.version = Version::HTTP_2;
+            head.headers.remove(header::CONNECTION);
+            head.headers.remove(header::HOST);
+        } else {
+            head.version = Version::HTTP_11;
+            head.headers.insert(header::HOST, self.target.host().clone());
+        }
+        let mut reuse = Self::may_reuse(&head, &payload, repeatable) && !upgrade;
+        let mut request = Request::from_parts(head, payload);
+        loop {
+            let spare = if reuse { again(&request) } else { None };
+            let sent = if http2 {
+                self.over_http2(worker, request, reuse, trace).await
+            } else {
+                self.over_http1(worker, request, reuse, upgrade, trace).await
+            };
+            match (sent, spare) {
+                (Ok(response), _) => return Ok(response),
+                // a dead connection from the pool: once more, on a new one
+                (Err((Fault::Closed(_), true)), Some(same)) => {
+                    request = same;
+                    reuse = false;
+                }
+                (Err((fault, _)), _) => return Err(fault),
+            }
+        }
+    }
+
+    async fn over_http1(
+        &self,
+        worker: usize,
+        mut request: Request<Payload>,
+        reuse: bool,
+        upgrade: bool,
+        trace: &mut Trace,
+    ) -> Result<Response<ReplyBody>, (Fault, bool)> {
+        let pooled = if reuse { self.pool.checkout(worker) } else { None };
+        let reused = pooled.is_some();
+        let fail = |fault| (fault, reused);
+        let mut handle = match pooled {
+            Some(handle) => handle,
+            None => {
+                let io = self.connect(trace).await.map_err(fail)?;
+                self.pool.open_http1(io).await.map_err(|e| fail(Fault::before_head(e)))?
+            }
+        };
+        trace.attempts += 1;
+        let interim = Arc::new((AtomicU8::new(0), Notify::new()));
+        let count = interim.clone();
+        hyper::ext::on_informational(&mut request, move |_| {
+            if count.0.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
+                count.1.notify_one();
+            }
+        });
+        let response = tokio::select! {
+            biased;
+            sent = handle.send_request(request) => sent.map_err(|e| fail(Fault::before_head(e)))?,
+            () = interim.1.notified() => return Err(fail(Fault::Unacceptable("too many interim responses"))),
+        };
+        let lease = Lease::Http1 { pool: self.pool.clone(), worker, handle };
+        judge(response, upgrade, lease).map_err(fail)
+    }
+
+    async fn over_http2(
+        &self,
+        worker: usize,
+        request: Request<Payload>,
+        reuse: bool,
+        trace: &mut Trace,
+    ) -> Result<Response<ReplyBody>, (Fault, bool)> {
+        let shared = if reuse { self.pool.share(worker) } else { None };
+        let (mut handle, lease, reused) = match shared {
+            Some((handle, lease)) => (handle, lease, true),
+            None => {
+                let one_at_a_time = self.opening.lock().await;
+                let meanwhile = if reuse { self.pool.share(worker) } else { None };
+                match meanwhile {
+                    Some((handle, lease)) => (handle, lease, true),
+                    None => {
+                        let io = self.connect(trace).await.map_err(|f| (f, false))?;
+                        let opened = self.pool.open_http2(worker, io).await;
+                        drop(one_at_a_time);
+                        let (handle, lease) = opened.map_err(|e| (Fault::before_head(e), false))?;
+                        (handle, lease, false)
+                    }
+                }
+            }
+        };
+        trace.attempts += 1;
+        let fail = |e| (Fault::before_head(e), reused);
+        handle.ready().await.map_err(fail)?;
+        let response = handle.send_request(request).await.map_err(fail)?;
+        judge(response, false, lease).map_err(|f| (f, reused))
+    }
+
+    async fn connect(&self, trace: &mut Trace) -> Result<Box<dyn crate::upstream::Io>, Fault> {
+        let limit = self.params.connect_timeout;
+        let began = self.clock.now();
+        let io = tokio::time::timeout(limit, self.dial.dial())
+            .await
+            .map_err(|_| Fault::ConnectTimeout(limit))?
+            .map_err(Fault::Connect)?;
+        trace.connect = Some(self.clock.now().since(began));
+        Ok(io)
+    }
+}
+
+/// The same request once more. Only its head's extensions stay behind: they belong to one connection.
+fn again(request: &Request<Payload>) -> Option<Request<Payload>> {
+    let mut copy = Request::new(request.body().again()?);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+/// Refuses what parses as HTTP but cannot be passed on.
+fn judge(response: Response<Incoming>, upgrade: bool, lease: Lease) -> Result<Response<ReplyBody>, Fault> {
+    let (mut head, body) = response.into_parts();
+    let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    if switching && !upgrade {
+        return Err(Fault::Unacceptable("it switches protocols without being asked to"));
+    }
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let only_chunked = match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(one), None) => one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    };
+    if !only_chunked {
+        return Err(Fault::Unacceptable("its transfer coding is not `chunked`"));
+    }
+    clean_response(&mut head.headers, switching);
+    let lease = if switching { None } else { Some(lease) };
+    Ok(Response::from_parts(head, ReplyBody::new(body, lease)))
+}
