@@ -1,1 +1,7 @@
-fn main() {}
+//! The command line; see `tidegate --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidegate::cli::main()
+}

@@ -6,7 +6,7 @@
 //! cancelled first; an admitted one holds its permit until [`Event::Finish`].
 //!
 //! ```text
-//!             ┌── Reject (full, hopeless, draining, breaker) 
+//!             ┌── Reject (full, hopeless, draining, breaker)
 //!   Arrive ───┼── Admit ────────────────────────────────▶ FirstByte ▶ Finish
 //!             └── waits ─┬─ Admit (permit free, its turn, breaker lets it)
 //!                        ├─ Reject (deadline, breaker, drain)
@@ -144,6 +144,8 @@ pub struct Status {
     pub queue_bytes: u64,
     /// The breaker's state.
     pub breaker: BreakerState,
+    /// When an open breaker lets its probe pass.
+    pub breaker_open_until: Option<MonoTime>,
     /// A drain has begun.
     pub draining: bool,
 }
@@ -275,6 +277,7 @@ impl Engine {
             queued: self.queue.by_priority(),
             queue_bytes: self.queue.bytes(),
             breaker: self.breaker.state(),
+            breaker_open_until: self.breaker.open_until(),
             draining: self.draining,
         }
     }

@@ -12,17 +12,18 @@ const OURS: &str = "x-tidegate-";
 #[must_use]
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)
-        && headers.get_all(header::CONNECTION).iter().any(|v| names(v).any(|n| n.eq_ignore_ascii_case("upgrade")))
+        && headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .any(|v| names(v).any(|n| n.eq_ignore_ascii_case("upgrade")))
 }
 
 /// Takes out of a request what ends here. With `upgrade`, the asked-for protocol stays.
 ///
 /// `TE: trailers` stays too: it says that the client can read trailers, and they are passed on.
 pub fn clean_request(headers: &mut HeaderMap, upgrade: bool) {
-    let trailers = headers
-        .get_all(header::TE)
-        .iter()
-        .any(|v| names(v).any(|n| n.eq_ignore_ascii_case("trailers")));
+    let trailers =
+        headers.get_all(header::TE).iter().any(|v| names(v).any(|n| n.eq_ignore_ascii_case("trailers")));
     let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
     hop_by_hop(headers);
     headers.remove(header::EXPECT);

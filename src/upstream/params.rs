@@ -98,10 +98,7 @@ impl Params {
         }
         match self.base_url.scheme_str() {
             Some("http" | "https") => {}
-            _ => faults.push(Invalid::new(
-                "base_url",
-                format!("`{}` must begin with http:// or https://", self.base_url),
-            )),
+            _ => faults.push(Invalid::new("base_url", "must begin with http:// or https://")),
         }
         if self.base_url.authority().is_none_or(|a| a.host().is_empty()) {
             faults.push(Invalid::new("base_url", "names no host"));

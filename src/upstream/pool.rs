@@ -129,10 +129,8 @@ impl Pool {
         &self,
         io: Box<dyn Io>,
     ) -> Result<http1::SendRequest<Payload>, hyper::Error> {
-        let (handle, driver) = http1::Builder::new()
-            .max_header_size(MAX_HEAD)
-            .handshake::<_, Payload>(TokioIo::new(io))
-            .await?;
+        let (handle, driver) =
+            http1::Builder::new().max_header_size(MAX_HEAD).handshake::<_, Payload>(TokioIo::new(io)).await?;
         drive(driver.with_upgrades(), Counted::new(&self.open));
         Ok(handle)
     }
@@ -179,7 +177,10 @@ impl Pool {
 }
 
 /// Runs a connection until it ends. It ends with its handles, so the drain need not wait for it.
-#[allow(clippy::disallowed_methods, reason = "the pool's connection driver is one of the four that may spawn")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the pool's connection driver is one of the four that may spawn"
+)]
 fn drive(driver: impl Future<Output = hyper::Result<()>> + Send + 'static, open: Counted) {
     tokio::spawn(async move {
         if let Err(error) = driver.await {

@@ -159,7 +159,12 @@ impl Upstream {
             && (repeatable
                 || matches!(
                     head.method,
-                    Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+                    Method::GET
+                        | Method::HEAD
+                        | Method::OPTIONS
+                        | Method::TRACE
+                        | Method::PUT
+                        | Method::DELETE
                 )
                 || head.headers.contains_key(&IDEMPOTENCY_KEY))
     }

@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn too_few_requests_give_the_baseline_of_the_hour() {
-        for (hour, rpm) in [(0, 80.0), (2, 10.0), (8, 10.0), (9, 200.0), (12, 80.0), (14, 200.0), (18, 80.0)] {
+        for (hour, rpm) in [(0, 80.0), (2, 10.0), (8, 10.0), (9, 200.0), (12, 80.0), (14, 200.0), (18, 80.0)]
+        {
             assert_eq!(predict(&[59], hour), Prediction { rpm, confidence: 0.5 }, "hour {hour}");
         }
     }

@@ -189,7 +189,11 @@ mod tests {
             }
         }
         let mut s = snapshot(&h, 20, 400);
-        assert_eq!(at(&mut s, 20, 0, None), (Reason::ScaleDown, 10), "60 RPM need one slot, the floor is ten");
+        assert_eq!(
+            at(&mut s, 20, 0, None),
+            (Reason::ScaleDown, 10),
+            "60 RPM need one slot, the floor is ten"
+        );
         assert_eq!(at(&mut s, 10, 0, None), (Reason::Stable, 10));
         assert_eq!(at(&mut s, 8, 0, None), (Reason::ScaleUp, 10));
     }

@@ -224,9 +224,10 @@ impl Breaker {
     }
 
     fn rate_exceeded(&self) -> bool {
-        let (answers, failures) = self.slots.iter().fold((0_u64, 0_u64), |(a, f), s| {
-            (a + u64::from(s.answers), f + u64::from(s.failures))
-        });
+        let (answers, failures) = self
+            .slots
+            .iter()
+            .fold((0_u64, 0_u64), |(a, f), s| (a + u64::from(s.answers), f + u64::from(s.failures)));
         answers >= u64::from(self.params.min_samples)
             && failures as f64 >= self.params.failure_rate * answers as f64
     }

@@ -1,0 +1,274 @@
+//! Composition: builds every room from the configuration, runs their long-lived tasks, and ends them
+//! in order.
+//!
+//! One thread and current-thread runtime per worker, each with its own accept socket; one more for
+//! everything that is not a request: admin, the predictor, the engine's timer, signals' consequences.
+//!
+//! ```text
+//! stop ─▶ /readyz 503, gate drains ─▶ backlogs emptied, sockets closed ─▶ last response out ─▶ joined
+//!                                      └───────── drain_timeout at most ─────────┘
+//! ```
+
+mod control;
+mod worker;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::listener::{self, Connections};
+use crate::policy::engine;
+use crate::proxy::{Gate, Memory, Report, Tunnels};
+use crate::telemetry::{Admin, GateStatus, Telemetry, TelemetryError};
+use crate::upstream::{SetupError, Upstream};
+
+/// The name of the one upstream group there is.
+const GROUP: &str = "default";
+
+/// Why the proxy could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("{section}.address {address}: {source}")]
+    Bind {
+        /// `listen` or `admin`.
+        section: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The upstream cannot be set up.
+    #[error(transparent)]
+    Upstream(#[from] SetupError),
+    /// Telemetry cannot be set up.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// A thread or its runtime cannot be made.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Ends the proxy, from anywhere.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    drain: CancellationToken,
+    now: CancellationToken,
+}
+
+impl Stop {
+    /// Stop accepting, finish what is in flight, then end.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// End at once.
+    pub fn now(&self) {
+        self.drain.cancel();
+        self.now.cancel();
+    }
+}
+
+/// What all threads share.
+#[derive(Clone)]
+struct Shared {
+    gate: Arc<Gate>,
+    upstream: Arc<Upstream>,
+    telemetry: Arc<Telemetry>,
+    memory: Memory,
+    tunnels: Tunnels,
+    connections: Connections,
+    clock: Clock,
+    stop: Stop,
+    /// Connections are to end after what they are doing.
+    drain: CancellationToken,
+    draining: Arc<AtomicBool>,
+    /// What is still going on is to end now.
+    force: CancellationToken,
+}
+
+/// A proxy that runs.
+pub struct Running {
+    address: SocketAddr,
+    admin: SocketAddr,
+    stop: Stop,
+    telemetry: Arc<Telemetry>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Builds and starts everything. When this returns, both addresses accept connections.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let workers = config.listen.workers;
+        let registry = Registry::new();
+        let telemetry = Telemetry::new(&config.telemetry, clock, workers, &registry)?;
+        let upstream = Upstream::new(config.upstream.clone(), workers, clock)?;
+        let (sockets, address) = bind_all(config.listen.address, workers)?;
+        let admin_socket = bind("admin", config.telemetry.admin_address)?;
+        let admin = local_address("admin", &admin_socket)?;
+        let gate = gate(config, clock, &telemetry, &upstream);
+        let shared = Shared {
+            gate,
+            upstream,
+            telemetry: telemetry.clone(),
+            memory: Memory::new(config.limits.body_memory),
+            tunnels: Tunnels::default(),
+            connections: Connections::new(config.listen.max_connections),
+            clock,
+            stop: Stop::default(),
+            drain: CancellationToken::new(),
+            draining: Arc::new(AtomicBool::new(false)),
+            force: CancellationToken::new(),
+        };
+        let stop = shared.stop.clone();
+        let mut running = Self { address, admin, stop, telemetry, threads: Vec::new() };
+        let working = Arc::new(tokio::sync::Semaphore::new(0));
+        for (index, socket) in sockets.into_iter().enumerate() {
+            let worker = worker::Worker::new(index, socket, config, &shared, working.clone());
+            running.spawn(&format!("worker-{index}"), move || worker.run())?;
+        }
+        let serving_admin = Admin::new(shared.telemetry.clone(), registry);
+        let control = control::Control {
+            shared,
+            admin: serving_admin,
+            admin_socket,
+            interval: crate::policy::predict::interval(&config.scaling),
+            drain_timeout: config.listen.drain_timeout,
+            workers,
+            working,
+        };
+        running.spawn("control", move || control.run())?;
+        tracing::info!(%address, %admin, upstream = %config.upstream.base_url, workers, "listening");
+        Ok(running)
+    }
+
+    /// Where the proxy listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/metrics`, `/healthz` and `/readyz` are.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// What ends it.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Waits until it has ended and the access log is written.
+    pub fn join(mut self) {
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread ended by a panic");
+            }
+        }
+        self.telemetry.close();
+    }
+
+    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        match std::thread::Builder::new().name(name.to_owned()).spawn(body) {
+            Ok(thread) => {
+                self.threads.push(thread);
+                Ok(())
+            }
+            Err(error) => {
+                self.stop.now();
+                Err(StartError::Thread(error))
+            }
+        }
+    }
+}
+
+fn gate(config: &Config, clock: Clock, telemetry: &Arc<Telemetry>, upstream: &Arc<Upstream>) -> Arc<Gate> {
+    let params = engine::Params {
+        admission: config.queue.clone(),
+        scaling: config.scaling.clone(),
+        breaker: config.breaker.clone(),
+    };
+    let (told, name) = (telemetry.clone(), upstream.name().clone());
+    let gate = Gate::new(params, clock, move |report| match report {
+        Report::Decided(decision) => told.decision(GROUP, &decision),
+        Report::Breaker(transition) => told.breaker(&name, transition),
+    });
+    let (observed, upstream) = (gate.clone(), upstream.clone());
+    telemetry.observe_gate(move || {
+        let s = observed.status();
+        let (idle, active) = upstream.connections();
+        GateStatus {
+            group: GROUP,
+            upstream: upstream.name().clone(),
+            limit: s.limit,
+            need: s.need,
+            ceiling: s.ceiling,
+            min: s.min,
+            max: s.max,
+            in_flight: s.in_flight,
+            unqueued: u32::try_from(s.unqueued).unwrap_or(u32::MAX),
+            websockets: u32::try_from(s.websockets).unwrap_or(u32::MAX),
+            queued: s.queued,
+            queue_bytes: s.queue_bytes,
+            breaker: s.breaker,
+            breaker_open_until: s.breaker_open_until,
+            draining: s.draining,
+            connections_idle: idle,
+            connections_active: active,
+        }
+    });
+    gate
+}
+
+fn bind(section: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    listener::bind(address).map_err(|source| StartError::Bind { section, address, source })
+}
+
+fn local_address(section: &'static str, socket: &TcpListener) -> Result<SocketAddr, StartError> {
+    let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+    socket.local_addr().map_err(|source| StartError::Bind { section, address: unknown, source })
+}
+
+/// One socket per worker, all on one port: the one asked for, or one the system picks.
+fn bind_all(address: SocketAddr, workers: usize) -> Result<(Vec<TcpListener>, SocketAddr), StartError> {
+    // without SO_REUSEPORT first: a port that someone else shares out must not be joined by mistake
+    drop(TcpListener::bind(address).map_err(|source| StartError::Bind {
+        section: "listen",
+        address,
+        source,
+    })?);
+    let first = bind("listen", address)?;
+    let address = local_address("listen", &first)?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(bind("listen", address)?);
+    }
+    Ok((sockets, address))
+}
+
+impl Shared {
+    /// The drain begins: nothing new is admitted, connections end after what they are doing.
+    fn begin_drain(&self) {
+        tracing::info!("draining");
+        self.gate.drain();
+        self.draining.store(true, Ordering::Relaxed);
+        self.drain.cancel();
+    }
+}
+
+/// How long after the drain's deadline threads may take to end before the process does without them.
+const LAST_MOMENT: Duration = Duration::from_secs(2);

@@ -1,0 +1,81 @@
+//! One worker: a thread, a runtime, an accept socket and a stack of its own.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::app::Shared;
+use crate::config::Config;
+use crate::listener::{Acceptor, Serving};
+use crate::proxy::{self, Parts};
+
+pub(super) struct Worker {
+    socket: TcpListener,
+    parts: Parts,
+    serving: Serving,
+    shared: Shared,
+    /// Gets a permit from each worker that has ended.
+    ended: Arc<Semaphore>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        index: usize,
+        socket: TcpListener,
+        config: &Config,
+        shared: &Shared,
+        ended: Arc<Semaphore>,
+    ) -> Self {
+        let parts = Parts {
+            worker: index,
+            params: config.limits.clone(),
+            gate: shared.gate.clone(),
+            upstream: shared.upstream.clone(),
+            memory: shared.memory.clone(),
+            tunnels: shared.tunnels.clone(),
+            telemetry: shared.telemetry.worker(index),
+            clock: shared.clock,
+        };
+        let serving = Serving {
+            params: Arc::new(config.listen.clone()),
+            clock: shared.clock,
+            telemetry: shared.telemetry.clone(),
+            drain: shared.drain.child_token(),
+            draining: shared.draining.clone(),
+            tasks: TaskTracker::new(),
+        };
+        Self { socket, parts, serving, shared: shared.clone(), ended }
+    }
+
+    pub(super) fn run(self) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "a worker has no runtime");
+                return self.shared.stop.now();
+            }
+        };
+        let Self { socket, parts, serving, shared, ended } = self;
+        runtime.block_on(async {
+            let socket = match tokio::net::TcpListener::from_std(socket) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    tracing::error!(%error, "a worker cannot listen");
+                    return shared.stop.now();
+                }
+            };
+            let acceptor = Acceptor { socket, connections: shared.connections.clone(), serving };
+            let working = async {
+                acceptor.run(proxy::stack(parts)).await;
+                shared.tunnels.closed().await;
+            };
+            tokio::select! {
+                () = working => {}
+                () = shared.force.cancelled() => {}
+            }
+        });
+        ended.add_permits(1);
+    }
+}

@@ -1,0 +1,215 @@
+//! A byte stream that does not wait for ever.
+//!
+//! hyper's own head timer also ends idle keep-alive connections, and its version sniffing has none at
+//! all, so the timers sit here, below both:
+//!
+//! | the connection is | from | at most |
+//! |---|---|---|
+//! | new | its accept | `header_timeout` |
+//! | reading a head | its first byte | `header_timeout` |
+//! | idle between requests | the last response's end | `keep_alive_idle` |
+//! | serving | – | (bodies have timers of their own) |
+//! | not taking what is written | the last byte taken | `write_timeout` |
+//!
+//! A timer is armed only while the stream is pending, and moved only when it fires too early.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::clock::Clock;
+use crate::listener::Params;
+use crate::policy::units::MonoTime;
+use crate::telemetry::ConnectionFault;
+
+/// What the stream has to know of the requests on it.
+#[derive(Debug, Default)]
+pub(super) struct Activity {
+    /// Requests whose response is not over.
+    pub(super) busy: AtomicUsize,
+    /// HTTP/2, where bytes between requests are not a head.
+    pub(super) multiplexed: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    New,
+    Idle,
+    Head,
+    Busy,
+}
+
+/// Why a stream was ended, as the source of its error.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Impatience {
+    #[error("the request's head did not come in time")]
+    Head,
+    #[error("idle for too long")]
+    Idle,
+    #[error("the client takes nothing")]
+    Write,
+}
+
+impl Impatience {
+    /// What it is counted as; an idle connection that is closed is no fault.
+    pub(super) fn fault(&self) -> Option<ConnectionFault> {
+        match self {
+            Self::Head => Some(ConnectionFault::HeaderTimeout),
+            Self::Idle => None,
+            Self::Write => Some(ConnectionFault::WriteTimeout),
+        }
+    }
+}
+
+/// The stream.
+pub(super) struct Patient<IO> {
+    io: IO,
+    activity: Arc<Activity>,
+    params: Arc<Params>,
+    clock: Clock,
+    phase: Phase,
+    since: MonoTime,
+    reading: Option<Pin<Box<Sleep>>>,
+    stuck_since: Option<MonoTime>,
+    writing: Option<Pin<Box<Sleep>>>,
+}
+
+impl<IO> Patient<IO> {
+    pub(super) fn new(io: IO, activity: Arc<Activity>, params: Arc<Params>, clock: Clock) -> Self {
+        Self {
+            io,
+            activity,
+            params,
+            clock,
+            phase: Phase::New,
+            since: clock.now(),
+            reading: None,
+            stuck_since: None,
+            writing: None,
+        }
+    }
+
+    /// Follows the requests: hyper asks for more bytes whenever one begins or ends.
+    fn follow(&mut self) {
+        if self.activity.busy.load(Ordering::Relaxed) > 0 {
+            self.phase = Phase::Busy;
+        } else if self.phase == Phase::Busy {
+            self.phase = Phase::Idle;
+            self.since = self.clock.now();
+        }
+    }
+
+    fn received(&mut self) {
+        if self.phase == Phase::Idle && !self.activity.multiplexed.load(Ordering::Relaxed) {
+            self.phase = Phase::Head;
+            self.since = self.clock.now();
+        }
+    }
+
+    fn poll_reading(&mut self, cx: &mut Context<'_>) -> Poll<Impatience> {
+        let (limit, impatience) = match self.phase {
+            Phase::Busy => return Poll::Pending,
+            Phase::New | Phase::Head => (self.params.header_timeout, Impatience::Head),
+            Phase::Idle => (self.params.keep_alive_idle, Impatience::Idle),
+        };
+        ready!(poll_until(&mut self.reading, self.since + limit, self.clock, cx));
+        Poll::Ready(impatience)
+    }
+
+    fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = match self.stuck_since {
+            Some(since) => since,
+            None => *self.stuck_since.insert(self.clock.now()),
+        };
+        poll_until(&mut self.writing, since + self.params.write_timeout, self.clock, cx)
+    }
+
+    fn written<T>(&mut self, polled: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stuck_since = None;
+            return polled;
+        }
+        ready!(self.poll_stuck(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, Impatience::Write)))
+    }
+}
+
+/// Ready once `until` has come. The timer is kept and moved, not made anew.
+fn poll_until(
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    until: MonoTime,
+    clock: Clock,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let at = clock.instant(until);
+    loop {
+        let sleep = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        // set for later than it should be: after a long idle phase, say
+        if sleep.deadline() > at {
+            sleep.as_mut().reset(at);
+        }
+        ready!(sleep.as_mut().poll(cx));
+        if clock.now() >= until {
+            return Poll::Ready(());
+        }
+        sleep.as_mut().reset(at);
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.follow();
+        let before = buf.filled().len();
+        match Pin::new(&mut this.io).poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                if buf.filled().len() > before {
+                    this.received();
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                let impatience = ready!(this.poll_reading(cx));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, impatience)))
+            }
+        }
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.written(polled, cx)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.io).poll_shutdown(cx);
+        this.written(polled, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.written(polled, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

@@ -1,0 +1,127 @@
+//! Sends a request upstream. The innermost service of the stack.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::http::response;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Response, StatusCode};
+use tower::Service;
+
+use crate::clock::Clock;
+use crate::policy::engine::Kind;
+use crate::proxy::exchange::{Admitted, Exchange};
+use crate::proxy::respond::Trouble;
+use crate::proxy::{Parts, Permit};
+use crate::upstream::{Fault, ReplyBody, Trace, Upstream, clean_request};
+
+/// The upstream's answer, with everything that must be let go of when it is over.
+pub(super) struct Answer {
+    pub(super) head: response::Parts,
+    pub(super) body: ReplyBody,
+    /// Both sides of a tunnel, when the upstream agreed to switch protocols.
+    pub(super) tunnel: Option<(OnUpgrade, OnUpgrade)>,
+    pub(super) permit: Permit,
+    pub(super) waited: Option<Duration>,
+    pub(super) exchange: Box<Exchange>,
+}
+
+/// An attempt without an answer.
+pub(super) struct Unanswered {
+    pub(super) trouble: Trouble,
+    pub(super) permit: Permit,
+    pub(super) exchange: Box<Exchange>,
+}
+
+/// Sends requests.
+#[derive(Clone)]
+pub(super) struct Forward {
+    upstream: Arc<Upstream>,
+    worker: usize,
+    clock: Clock,
+}
+
+impl Forward {
+    pub(super) fn new(parts: &Parts) -> Self {
+        Self { upstream: parts.upstream.clone(), worker: parts.worker, clock: parts.clock }
+    }
+}
+
+impl Service<Admitted> for Forward {
+    type Response = Answer;
+    type Error = Unanswered;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Unanswered>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unanswered>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, admitted: Admitted) -> Self::Future {
+        let this = self.clone();
+        Box::pin(this.forward(admitted))
+    }
+}
+
+impl Forward {
+    async fn forward(self, admitted: Admitted) -> Result<Answer, Unanswered> {
+        let Admitted { request, permit, waited } = admitted;
+        let mut head = request.head;
+        let mut exchange = request.exchange;
+        let upgrade = request.upgrade;
+        clean_request(&mut head.headers, upgrade.is_some());
+        let began = self.clock.now();
+        exchange.record.upstream = Some(self.upstream.name().clone());
+        exchange.record.dispatched = Some(began);
+        let mut trace = Trace::default();
+        let sent = {
+            // inference is retried on a dead connection as RFC 9110 §9.2.2 allows for idempotent methods:
+            // the worst that can come of it is an answer that nobody reads
+            let inference = request.arrival.kind == Kind::Queued;
+            let patience = self.upstream.params().first_byte_timeout;
+            let sending =
+                self.upstream.send(self.worker, head, request.payload, patience, inference, &mut trace);
+            match request.answer_by {
+                None => sending.await.map_err(Trouble::Upstream),
+                Some(by) => match tokio::time::timeout_at(self.clock.instant(by), sending).await {
+                    Ok(sent) => sent.map_err(Trouble::Upstream),
+                    Err(_) => Err(Trouble::DeadlinePassed),
+                },
+            }
+        };
+        drop(request.memory);
+        let record = &mut exchange.record;
+        record.attempts = trace.attempts;
+        record.connected = trace.connect.map(|took| began + took);
+        match sent.and_then(|response| Self::open(response, upgrade)) {
+            Ok((head, body, tunnel)) => {
+                record.first_byte = Some(self.clock.now());
+                record.status = Some(head.status.as_u16());
+                record.upstream_request_id = head.headers.get("x-request-id").cloned();
+                Ok(Answer { head, body, tunnel, permit, waited, exchange })
+            }
+            Err(trouble) => {
+                if let Trouble::Upstream(fault) = &trouble {
+                    tracing::debug!(upstream = %self.upstream.name(), %fault, "no answer");
+                }
+                Err(Unanswered { trouble, permit, exchange })
+            }
+        }
+    }
+
+    fn open(
+        mut response: Response<ReplyBody>,
+        upgrade: Option<OnUpgrade>,
+    ) -> Result<(response::Parts, ReplyBody, Option<(OnUpgrade, OnUpgrade)>), Trouble> {
+        let tunnel = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let client = upgrade.ok_or(Trouble::Upstream(Fault::Unacceptable("it switches protocols")))?;
+            Some((client, hyper::upgrade::on(&mut response)))
+        } else {
+            None
+        };
+        let (head, body) = response.into_parts();
+        Ok((head, body, tunnel))
+    }
+}

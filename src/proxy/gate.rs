@@ -1,0 +1,300 @@
+//! The only door between the pipeline and the engine: one short lock, woken after unlocking.
+//!
+//! A [`Permit`] is the right to have one request at the upstream. It tells the engine how the request
+//! ended when it is dropped, wherever that happens, so none can be lost and none given back twice. A
+//! [`Ticket`] that still waits is cancelled by dropping the future that waits for it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::clock::Clock;
+use crate::policy::engine::{Arrival, Effect, Engine, Event, Params, Status};
+use crate::policy::predict::{self, Decision};
+use crate::policy::supply::Transition;
+use crate::policy::units::{MonoTime, Outcome, Refusal, Ticket};
+
+/// What the engine reports beside its verdicts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// The predictor's decision was taken note of.
+    Decided(Decision),
+    /// The breaker changed state.
+    Breaker(Transition),
+}
+
+/// The engine's no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// When another try makes sense.
+    pub retry_after: Option<Duration>,
+}
+
+type Verdict = Result<Permit, Refused>;
+
+/// The engine, its lock, and those who wait for it.
+pub struct Gate {
+    inner: Mutex<Inner>,
+    clock: Clock,
+    timer: Notify,
+    observer: Box<dyn Fn(Report) + Send + Sync>,
+}
+
+struct Inner {
+    engine: Engine,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Verdict>>,
+    effects: Vec<Effect>,
+    next_ticket: u64,
+    timer: Option<MonoTime>,
+}
+
+/// What has to happen once the lock is released.
+#[derive(Default)]
+struct After {
+    verdicts: Vec<(Option<oneshot::Sender<Verdict>>, Verdict)>,
+    reports: Vec<Report>,
+    rearm: bool,
+}
+
+impl Gate {
+    /// A gate around a new engine. `observer` hears of decisions and of the breaker, outside the lock.
+    pub fn new(params: Params, clock: Clock, observer: impl Fn(Report) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::new(Inner {
+                engine: Engine::new(params, clock.now()),
+                waiting: BTreeMap::new(),
+                effects: Vec::new(),
+                next_ticket: 0,
+                timer: None,
+            }),
+            clock,
+            timer: Notify::new(),
+            observer: Box::new(observer),
+        })
+    }
+
+    /// Waits for a permit, or for the reason why there is none. `waiting` is called if it has to wait.
+    ///
+    /// Dropping the future cancels the ticket.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub async fn admit(self: &Arc<Self>, arrival: Arrival, waiting: impl FnOnce()) -> Verdict {
+        let (verdict, after, wait) = {
+            let mut inner = self.lock();
+            let ticket = Ticket(inner.next_ticket);
+            inner.next_ticket += 1;
+            let mut after = After::default();
+            let verdict = self.step(&mut inner, Event::Arrive(ticket, arrival), Some(ticket), &mut after);
+            let wait = verdict.is_none().then(|| {
+                let (tell, told) = oneshot::channel();
+                inner.waiting.insert(ticket, tell);
+                Wait { gate: self.clone(), ticket, told }
+            });
+            (verdict, after, wait)
+        };
+        self.after(after);
+        match (verdict, wait) {
+            (Some(verdict), _) => verdict,
+            (None, Some(mut wait)) => {
+                waiting();
+                // the sender is only dropped unsent when the gate itself is gone
+                (&mut wait.told)
+                    .await
+                    .unwrap_or(Err(Refused { refusal: Refusal::Draining, retry_after: None }))
+            }
+            (None, None) => Err(Refused { refusal: Refusal::Draining, retry_after: None }),
+        }
+    }
+
+    /// The process is shutting down.
+    pub fn drain(self: &Arc<Self>) {
+        self.event(Event::Drain);
+    }
+
+    /// A second has passed.
+    pub fn tick(self: &Arc<Self>) {
+        self.event(Event::Tick);
+    }
+
+    /// Asks the scaling rule and installs its answer. The rule itself runs outside the lock.
+    pub fn decide(self: &Arc<Self>, hour: u8) {
+        let (history, scaling) = {
+            let inner = self.lock();
+            (inner.engine.history(), inner.engine.scaling().clone())
+        };
+        let now = self.clock.now();
+        let snapshot = self.lock().engine.snapshot(now, hour, &history);
+        let decision = predict::plan(&scaling, &snapshot);
+        self.event(Event::Install(decision));
+    }
+
+    /// The engine's state in numbers.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.lock().engine.status()
+    }
+
+    /// Fires the engine's timers. Runs until dropped.
+    pub async fn run_timer(self: Arc<Self>) {
+        loop {
+            let armed = self.timer.notified();
+            let at = self.lock().timer;
+            match at {
+                None => armed.await,
+                Some(at) => {
+                    tokio::select! {
+                        () = armed => {}
+                        () = tokio::time::sleep_until(self.clock.instant(at)) => {
+                            self.lock().timer = None;
+                            self.tick();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // the engine is total: nothing under the lock stops half-way
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn event(self: &Arc<Self>, event: Event) {
+        let mut after = After::default();
+        self.step(&mut self.lock(), event, None, &mut after);
+        self.after(after);
+    }
+
+    /// One event under the lock. Returns the verdict on `own`, if there was one.
+    fn step(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        event: Event,
+        own: Option<Ticket>,
+        after: &mut After,
+    ) -> Option<Verdict> {
+        let mut effects = std::mem::take(&mut inner.effects);
+        inner.engine.on(self.clock.now(), event, &mut effects);
+        let mut verdict = None;
+        for effect in effects.drain(..) {
+            let (ticket, answer) = match effect {
+                Effect::Admit { ticket, probe, limit, in_flight } => {
+                    let gate = self.clone();
+                    let outcome = Outcome::Ignore;
+                    (ticket, Ok(Permit { gate, ticket, probe, limit, in_flight, outcome }))
+                }
+                Effect::Reject { ticket, refusal, retry_after } => {
+                    (ticket, Err(Refused { refusal, retry_after }))
+                }
+                Effect::SetTimer(at) => {
+                    if inner.timer.is_none_or(|armed| at < armed) {
+                        inner.timer = Some(at);
+                        after.rearm = true;
+                    }
+                    continue;
+                }
+                Effect::Decided(decision) => {
+                    after.reports.push(Report::Decided(decision));
+                    continue;
+                }
+                Effect::Breaker(transition) => {
+                    after.reports.push(Report::Breaker(transition));
+                    continue;
+                }
+            };
+            if own == Some(ticket) {
+                verdict = Some(answer);
+            } else {
+                after.verdicts.push((inner.waiting.remove(&ticket), answer));
+            }
+        }
+        inner.effects = effects;
+        verdict
+    }
+
+    fn after(&self, after: After) {
+        for (tell, verdict) in after.verdicts {
+            // nobody there to take it: a permit in it is given back by being dropped, here and not under
+            // the lock, which giving it back takes
+            if let Some(tell) = tell {
+                drop(tell.send(verdict));
+            }
+        }
+        if after.rearm {
+            self.timer.notify_one();
+        }
+        for report in after.reports {
+            (self.observer)(report);
+        }
+    }
+}
+
+/// A ticket that waits. Dropped, it leaves the queue.
+struct Wait {
+    gate: Arc<Gate>,
+    ticket: Ticket,
+    told: oneshot::Receiver<Verdict>,
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let mut after = After::default();
+        {
+            let mut inner = self.gate.lock();
+            if inner.waiting.remove(&self.ticket).is_some() {
+                self.gate.step(&mut inner, Event::Cancel(self.ticket), None, &mut after);
+            }
+        }
+        self.gate.after(after);
+    }
+}
+
+/// The right to have one request at the upstream. Dropping it gives it back.
+pub struct Permit {
+    gate: Arc<Gate>,
+    ticket: Ticket,
+    probe: bool,
+    limit: u32,
+    in_flight: u32,
+    outcome: Outcome,
+}
+
+impl Permit {
+    /// This request tries a broken upstream for all others.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+
+    /// Permits there were at admission, and how many were taken, this one included.
+    #[must_use]
+    pub fn at_admission(&self) -> (u32, u32) {
+        (self.limit, self.in_flight)
+    }
+
+    /// The response's head is there.
+    pub fn first_byte(&self, alive: bool) {
+        self.gate.event(Event::FirstByte { ticket: self.ticket, alive });
+    }
+
+    /// The attempt is decided, though the request is not over.
+    pub fn attempt_ended(&self, outcome: Outcome) {
+        self.gate.event(Event::AttemptEnd(self.ticket, outcome));
+    }
+
+    /// Gives it back with what the upstream made of it. Without this call, nothing is said of that.
+    pub fn finish(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.event(Event::Finish(self.ticket, self.outcome));
+    }
+}

@@ -1,0 +1,116 @@
+//! Which API a path belongs to, and whether asking it takes a permit.
+
+use hyper::Method;
+
+use crate::telemetry::Endpoint;
+
+/// What the path alone says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) endpoint: Endpoint,
+    pub(super) permit: TakesPermit,
+}
+
+/// Whether a request takes a permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TakesPermit {
+    /// It is inference.
+    Yes,
+    /// It is if its JSON names a model.
+    IfItNamesAModel,
+    /// It is not.
+    No,
+}
+
+/// Reads the end of the path, so that any prefix works: `/v1/…`, `/openai/deployments/x/…`, `/api/v3/…`.
+pub(super) fn route(method: &Method, path: &str) -> Route {
+    use Endpoint::{
+        Audio, Batches, Chat, Completions, Embeddings, Files, Images, Messages, Models, Moderations, Other,
+        Realtime, Rerank, Responses,
+    };
+    let mut back = path.trim_end_matches('/').rsplit('/');
+    let last = back.next().unwrap_or_default();
+    let before = back.next().unwrap_or_default();
+    let before_that = back.next().unwrap_or_default();
+    let (endpoint, inference) = match (before, last) {
+        ("chat", "completions") => (Chat, true),
+        (_, "completions") => (Completions, true),
+        (_, "responses") => (Responses, true),
+        (_, "embeddings") => (Embeddings, true),
+        // the messages of an assistant's thread are data, not inference
+        (_, "messages") if before_that != "threads" => (Messages, true),
+        ("audio", "speech" | "transcriptions" | "translations") => (Audio, true),
+        ("images", "generations" | "edits" | "variations") => (Images, true),
+        (_, "moderations") => (Moderations, true),
+        (_, "rerank") => (Rerank, true),
+        (_, "realtime") => (Realtime, false),
+        _ => {
+            let named = |name: &str| path.split('/').any(|part| part == name);
+            let endpoint = if named("files") {
+                Files
+            } else if named("batches") {
+                Batches
+            } else if named("models") {
+                Models
+            } else if named("realtime") {
+                Realtime
+            } else if named("responses") {
+                Responses
+            } else if named("messages") && !named("threads") {
+                Messages
+            } else {
+                Other
+            };
+            (endpoint, false)
+        }
+    };
+    let permit = match (*method == Method::POST, inference, endpoint) {
+        (false, ..) => TakesPermit::No,
+        (true, true, _) => TakesPermit::Yes,
+        (true, false, Files) => TakesPermit::No,
+        (true, false, _) => TakesPermit::IfItNamesAModel,
+    };
+    Route { endpoint, permit }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post(path: &str) -> (Endpoint, TakesPermit) {
+        let r = route(&Method::POST, path);
+        (r.endpoint, r.permit)
+    }
+
+    #[test]
+    fn inference_takes_a_permit_under_any_prefix() {
+        for (path, endpoint) in [
+            ("/v1/chat/completions", Endpoint::Chat),
+            ("/openai/deployments/gpt-4o/chat/completions", Endpoint::Chat),
+            ("/chat/completions/", Endpoint::Chat),
+            ("/v1/completions", Endpoint::Completions),
+            ("/v1/responses", Endpoint::Responses),
+            ("/v1/embeddings", Endpoint::Embeddings),
+            ("/v1/messages", Endpoint::Messages),
+            ("/v1/audio/transcriptions", Endpoint::Audio),
+            ("/v1/images/generations", Endpoint::Images),
+            ("/v1/moderations", Endpoint::Moderations),
+            ("/v2/rerank", Endpoint::Rerank),
+        ] {
+            assert_eq!(post(path), (endpoint, TakesPermit::Yes), "{path}");
+            assert_eq!(route(&Method::GET, path).permit, TakesPermit::No, "GET {path}");
+        }
+    }
+
+    #[test]
+    fn everything_else_does_not_unless_it_names_a_model() {
+        use TakesPermit::{IfItNamesAModel, No};
+        assert_eq!(post("/v1/files"), (Endpoint::Files, No));
+        assert_eq!(post("/v1/batches"), (Endpoint::Batches, IfItNamesAModel));
+        assert_eq!(post("/v1/responses/resp_1/cancel"), (Endpoint::Responses, IfItNamesAModel));
+        assert_eq!(post("/v1/threads/t/messages").1, IfItNamesAModel);
+        assert_eq!(post("/v1/fine_tuning/jobs"), (Endpoint::Other, IfItNamesAModel));
+        assert_eq!(route(&Method::GET, "/v1/models"), Route { endpoint: Endpoint::Models, permit: No });
+        assert_eq!(post("/"), (Endpoint::Other, IfItNamesAModel));
+    }
+}

@@ -1,0 +1,295 @@
+//! The gauges of queue, permits, breaker and connections.
+//!
+//! Their owners answer for them when somebody asks, so no request pays for them and no gauge can drift
+//! from what it describes. The same answers say whether the proxy is ready.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+
+use crate::policy::supply::BreakerState;
+use crate::policy::units::{MonoTime, Priority};
+use crate::telemetry::families::Family;
+
+/// One group's state at one moment.
+#[derive(Clone, Debug)]
+pub struct GateStatus {
+    /// The group.
+    pub group: &'static str,
+    /// The upstream behind it.
+    pub upstream: Arc<str>,
+    /// Permits.
+    pub limit: u32,
+    /// Permits that the predicted demand needs.
+    pub need: u32,
+    /// What `limit` may not exceed now.
+    pub ceiling: u32,
+    /// What `limit` never goes below.
+    pub min: u32,
+    /// What `limit` never goes above.
+    pub max: u32,
+    /// Requests that hold a permit.
+    pub in_flight: u32,
+    /// Requests in flight that need no permit.
+    pub unqueued: u32,
+    /// Open WebSocket tunnels.
+    pub websockets: u32,
+    /// Requests waiting, by [`Priority::index`].
+    pub queued: [usize; 3],
+    /// Bytes of the waiting requests' bodies.
+    pub queue_bytes: u64,
+    /// The breaker.
+    pub breaker: BreakerState,
+    /// When an open breaker will let its probe pass.
+    pub breaker_open_until: Option<MonoTime>,
+    /// Whether the process is shutting down.
+    pub draining: bool,
+    /// Upstream connections that wait for a request.
+    pub connections_idle: usize,
+    /// Upstream connections that serve one.
+    pub connections_active: usize,
+}
+
+/// Whether requests should be sent here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Yes.
+    Ready,
+    /// No: nothing is set up yet.
+    Starting,
+    /// No: the process is shutting down.
+    Draining,
+    /// No: no upstream can take a request.
+    BreakerOpen,
+}
+
+impl Readiness {
+    /// What `/readyz` says.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Draining => "draining",
+            Self::BreakerOpen => "breaker open",
+        }
+    }
+}
+
+type Source = Box<dyn Fn() -> GateStatus + Send + Sync>;
+
+/// Everyone who answers for a group.
+#[derive(Clone, Default)]
+pub(super) struct Sources(Arc<Mutex<Vec<Source>>>);
+
+impl Sources {
+    pub(super) fn add(&self, source: Source) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(source);
+    }
+
+    fn read(&self) -> Vec<GateStatus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|source| source()).collect()
+    }
+
+    pub(super) fn readiness(&self, now: MonoTime) -> Readiness {
+        let all = self.read();
+        // A breaker whose recovery time is over waits for a request to probe with: were it still "not
+        // ready", a load balancer would send none and it would stay open for ever.
+        let can_serve = |s: &GateStatus| {
+            s.breaker != BreakerState::Open || s.breaker_open_until.is_some_and(|until| now >= until)
+        };
+        match () {
+            () if all.is_empty() => Readiness::Starting,
+            () if all.iter().any(|s| s.draining) => Readiness::Draining,
+            () if !all.iter().any(can_serve) => Readiness::BreakerOpen,
+            () => Readiness::Ready,
+        }
+    }
+}
+
+/// Asks the sources.
+pub(super) struct GateCollector {
+    sources: Sources,
+    queue_requests: Family,
+    queue_bytes: Family,
+    in_flight: Family,
+    unqueued: Family,
+    websockets: Family,
+    permits: Family,
+    breaker: Family,
+    connections: Family,
+}
+
+impl GateCollector {
+    pub(super) fn new(sources: Sources) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            sources,
+            queue_requests: Family::gauge(
+                "tidegate_queue_requests",
+                "Requests waiting for a permit, from the queue.",
+                &["group", "priority"],
+            )?,
+            queue_bytes: Family::gauge(
+                "tidegate_queue_bytes",
+                "Bytes of the bodies of the requests waiting for a permit, from the queue.",
+                &["group"],
+            )?,
+            in_flight: Family::gauge(
+                "tidegate_in_flight",
+                "Requests holding a permit, from the gate; open WebSocket tunnels are among them.",
+                &["group"],
+            )?,
+            unqueued: Family::gauge(
+                "tidegate_unqueued_in_flight",
+                "Requests in flight that need no permit, from the gate.",
+                &[],
+            )?,
+            websockets: Family::gauge("tidegate_websockets", "Open WebSocket tunnels, from the gate.", &[])?,
+            permits: Family::gauge(
+                "tidegate_permits",
+                "Permits, from the gate: the limit in force, what the predicted demand needs, the ceiling \
+                 learned or set, and the configured bounds.",
+                &["group", "kind"],
+            )?,
+            breaker: Family::gauge(
+                "tidegate_breaker_state",
+                "1 for the state the upstream's circuit breaker is in, 0 for the others.",
+                &["upstream", "state"],
+            )?,
+            connections: Family::gauge(
+                "tidegate_upstream_connections",
+                "Open connections to the upstream, from the pool.",
+                &["upstream", "state"],
+            )?,
+        })
+    }
+}
+
+impl Collector for GateCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        [
+            &self.queue_requests,
+            &self.queue_bytes,
+            &self.in_flight,
+            &self.unqueued,
+            &self.websockets,
+            &self.permits,
+            &self.breaker,
+            &self.connections,
+        ]
+        .map(Family::desc)
+        .to_vec()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let all = self.sources.read();
+        let sum = |family: &Family, of: fn(&GateStatus) -> u32| {
+            let total: u64 = all.iter().map(|s| u64::from(of(s))).sum();
+            family.with(vec![family.value(&[], total as f64)])
+        };
+        let (mut queue, mut bytes, mut in_flight) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut permits, mut breaker, mut connections) = (Vec::new(), Vec::new(), Vec::new());
+        let mut upstreams = HashSet::new();
+        for s in &all {
+            for (priority, n) in Priority::ALL.into_iter().zip(s.queued) {
+                queue.push(self.queue_requests.value(&[s.group, priority.as_str()], n as f64));
+            }
+            bytes.push(self.queue_bytes.value(&[s.group], s.queue_bytes as f64));
+            in_flight.push(self.in_flight.value(&[s.group], f64::from(s.in_flight)));
+            for (kind, n) in
+                [("limit", s.limit), ("need", s.need), ("ceiling", s.ceiling), ("min", s.min), ("max", s.max)]
+            {
+                permits.push(self.permits.value(&[s.group, kind], f64::from(n)));
+            }
+            // Two groups may share an upstream; the same series twice makes a scrape fail as a whole.
+            if !upstreams.insert(&s.upstream) {
+                continue;
+            }
+            for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {
+                let is = f64::from(u8::from(state == s.breaker));
+                breaker.push(self.breaker.value(&[&s.upstream, state.as_str()], is));
+            }
+            for (state, n) in [("idle", s.connections_idle), ("active", s.connections_active)] {
+                connections.push(self.connections.value(&[&s.upstream, state], n as f64));
+            }
+        }
+        vec![
+            self.queue_requests.with(queue),
+            self.queue_bytes.with(bytes),
+            self.in_flight.with(in_flight),
+            sum(&self.unqueued, |s| s.unqueued),
+            sum(&self.websockets, |s| s.websockets),
+            self.permits.with(permits),
+            self.breaker.with(breaker),
+            self.connections.with(connections),
+        ]
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::telemetry) fn status() -> GateStatus {
+        GateStatus {
+            group: "default",
+            upstream: "openai".into(),
+            limit: 10,
+            need: 7,
+            ceiling: 20,
+            min: 4,
+            max: 1000,
+            in_flight: 3,
+            unqueued: 2,
+            websockets: 1,
+            queued: [1, 5, 0],
+            queue_bytes: 4096,
+            breaker: BreakerState::Closed,
+            breaker_open_until: None,
+            draining: false,
+            connections_idle: 8,
+            connections_active: 3,
+        }
+    }
+
+    fn readiness(all: Vec<GateStatus>, now: u64) -> Readiness {
+        let sources = Sources::default();
+        for s in all {
+            sources.add(Box::new(move || s.clone()));
+        }
+        sources.readiness(MonoTime::from_secs(now))
+    }
+
+    #[test]
+    fn ready_means_that_somebody_can_serve_and_nobody_is_leaving() {
+        let until = Some(MonoTime::from_secs(30));
+        let open = || GateStatus { breaker: BreakerState::Open, breaker_open_until: until, ..status() };
+        assert_eq!(readiness(vec![], 0), Readiness::Starting);
+        assert_eq!(readiness(vec![status()], 0), Readiness::Ready);
+        assert_eq!(readiness(vec![GateStatus { draining: true, ..open() }], 0), Readiness::Draining);
+        assert_eq!(readiness(vec![open()], 29), Readiness::BreakerOpen);
+        assert_eq!(readiness(vec![open(), status()], 29), Readiness::Ready);
+        assert_eq!(readiness(vec![open()], 30), Readiness::Ready, "it needs a request to probe with");
+        let half = GateStatus { breaker: BreakerState::HalfOpen, ..status() };
+        assert_eq!(readiness(vec![half], 0), Readiness::Ready);
+    }
+
+    #[test]
+    fn groups_that_share_an_upstream_do_not_repeat_its_series() {
+        let sources = Sources::default();
+        sources.add(Box::new(status));
+        sources.add(Box::new(|| GateStatus { group: "second", ..status() }));
+        let registry = prometheus::Registry::new();
+        registry.register(Box::new(GateCollector::new(sources).unwrap())).unwrap();
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let lines: HashSet<_> = text.lines().map(|l| l.rsplit_once(' ').unwrap().0).collect();
+        assert_eq!(lines.len(), text.lines().count(), "{text}");
+        assert!(text.contains("tidegate_permits{group=\"second\",kind=\"ceiling\"} 20\n"));
+        assert!(text.contains("tidegate_unqueued_in_flight 4\n"));
+        assert!(text.contains("tidegate_queue_requests{group=\"default\",priority=\"normal\"} 5\n"));
+        assert!(text.contains("tidegate_breaker_state{upstream=\"openai\",state=\"closed\"} 1\n"));
+        assert!(text.contains("tidegate_breaker_state{upstream=\"openai\",state=\"open\"} 0\n"));
+    }
+}

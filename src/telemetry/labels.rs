@@ -1,0 +1,282 @@
+//! The values a label may take.
+//!
+//! A label is an enum, or it is [`Capped`]: a client chooses the model's name, and without the cap it
+//! could make the process and the Prometheus server behind it grow without end.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Which API a request is for, by its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/responses`
+    Responses,
+    /// `/v1/embeddings`
+    Embeddings,
+    /// Anthropic's `/v1/messages`
+    Messages,
+    /// `/v1/audio/...`
+    Audio,
+    /// `/v1/images/...`
+    Images,
+    /// `/v1/moderations`
+    Moderations,
+    /// `/v1/rerank`
+    Rerank,
+    /// `/v1/models`
+    Models,
+    /// `/v1/files`
+    Files,
+    /// `/v1/batches`
+    Batches,
+    /// `/v1/realtime`
+    Realtime,
+    /// Every other path.
+    Other,
+}
+
+impl Endpoint {
+    /// How many there are.
+    pub const COUNT: usize = 14;
+
+    /// All of them, in order.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Responses,
+        Self::Embeddings,
+        Self::Messages,
+        Self::Audio,
+        Self::Images,
+        Self::Moderations,
+        Self::Rerank,
+        Self::Models,
+        Self::Files,
+        Self::Batches,
+        Self::Realtime,
+        Self::Other,
+    ];
+
+    /// The label's value, also in the access log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Responses => "responses",
+            Self::Embeddings => "embeddings",
+            Self::Messages => "messages",
+            Self::Audio => "audio",
+            Self::Images => "images",
+            Self::Moderations => "moderations",
+            Self::Rerank => "rerank",
+            Self::Models => "models",
+            Self::Files => "files",
+            Self::Batches => "batches",
+            Self::Realtime => "realtime",
+            Self::Other => "other",
+        }
+    }
+
+    /// Position in [`Endpoint::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// How a request ended for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Ended {
+    /// The upstream answered below 400, and the whole answer was passed on.
+    Success,
+    /// The upstream answered 400 or above.
+    UpstreamError,
+    /// The proxy turned the request away before the upstream saw it.
+    Refused,
+    /// The upstream gave no usable answer: our own 502 or 504.
+    UpstreamFault,
+    /// The answer broke after its head had been passed on.
+    Aborted,
+    /// The client left.
+    Cancelled,
+}
+
+impl Ended {
+    /// How many there are.
+    pub const COUNT: usize = 6;
+
+    /// All of them, in order.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Success,
+        Self::UpstreamError,
+        Self::Refused,
+        Self::UpstreamFault,
+        Self::Aborted,
+        Self::Cancelled,
+    ];
+
+    /// The value of the label `outcome`, also in the access log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::UpstreamError => "upstream_error",
+            Self::Refused => "refused",
+            Self::UpstreamFault => "upstream_fault",
+            Self::Aborted => "aborted",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Position in [`Ended::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether `tidegate_error_rate` counts it.
+    #[must_use]
+    pub const fn is_error(self) -> bool {
+        !matches!(self, Self::Success | Self::Cancelled)
+    }
+}
+
+/// What went wrong on a client's connection, outside of any request that reached the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConnectionFault {
+    /// A head that is not HTTP, or too large: answered 400, 414 or 431 by the HTTP parser.
+    MalformedHead,
+    /// The head did not arrive in time.
+    HeaderTimeout,
+    /// The client took no byte for too long.
+    WriteTimeout,
+    /// Refused: too many connections.
+    TooMany,
+    /// The TLS handshake failed.
+    Tls,
+    /// The connection broke.
+    Broken,
+}
+
+impl ConnectionFault {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::MalformedHead,
+        Self::HeaderTimeout,
+        Self::WriteTimeout,
+        Self::TooMany,
+        Self::Tls,
+        Self::Broken,
+    ];
+
+    /// The value of the label `kind`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedHead => "malformed_head",
+            Self::HeaderTimeout => "header_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::TooMany => "too_many",
+            Self::Tls => "tls",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// The error codes whose counters are shown from the start, at 0. A code that is not listed appears
+/// when it is first used.
+pub const REASONS: [&str; 10] = [
+    "bad_request",
+    "body_too_large",
+    "deadline_unreachable",
+    "draining",
+    "overloaded",
+    "queue_full",
+    "queue_timeout",
+    "upstream_error",
+    "upstream_timeout",
+    "upstream_unavailable",
+];
+
+/// The label's value of a request that names no model.
+pub(super) const NO_MODEL: &str = "none";
+/// The label's value of everything past the cap.
+pub(super) const OTHER: &str = "other";
+/// Distinct values of one label.
+pub(super) const MAX_VALUES: usize = 1000;
+/// A longer value is nobody's model.
+const MAX_VALUE_BYTES: usize = 128;
+
+/// A label whose values come from outside: the first so many are kept, the rest become `other`.
+#[derive(Debug)]
+pub(super) struct Capped {
+    max: usize,
+    other: Arc<str>,
+    values: Mutex<HashSet<Arc<str>>>,
+}
+
+impl Capped {
+    pub(super) fn new(max: usize) -> Self {
+        // "none" is ours, so no crowd of clients may push it out.
+        Self { max, other: OTHER.into(), values: Mutex::new(HashSet::from([NO_MODEL.into()])) }
+    }
+
+    /// `value`, if it is one of the first `max`; else `other`.
+    ///
+    /// Control characters are never let in: NUL ends some scrapers' parse of the whole page.
+    pub(super) fn label(&self, value: &str) -> Arc<str> {
+        if value.is_empty() || value.len() > MAX_VALUE_BYTES || value.chars().any(char::is_control) {
+            return self.other.clone();
+        }
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = values.get(value) {
+            return known.clone();
+        }
+        if values.len() > self.max {
+            return self.other.clone();
+        }
+        let fresh: Arc<str> = value.into();
+        values.insert(fresh.clone());
+        fresh
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_the_cap_new_values_are_other_and_known_ones_stay() {
+        let capped = Capped::new(2);
+        assert_eq!(&*capped.label("a"), "a");
+        assert_eq!(&*capped.label("b"), "b");
+        assert_eq!(&*capped.label("c"), "other");
+        assert_eq!(&*capped.label("a"), "a");
+        assert_eq!(&*capped.label(NO_MODEL), "none");
+    }
+
+    #[test]
+    fn unreasonable_values_are_other_and_take_no_place() {
+        let capped = Capped::new(1);
+        assert_eq!(&*capped.label(""), "other");
+        assert_eq!(&*capped.label("nul\0"), "other");
+        assert_eq!(&*capped.label("line\nbreak"), "other");
+        assert_eq!(&*capped.label(&"x".repeat(129)), "other");
+        assert_eq!(&*capped.label("größe \"7b\"\\"), "größe \"7b\"\\");
+    }
+
+    #[test]
+    fn positions_agree_with_the_lists() {
+        for (i, e) in Endpoint::ALL.into_iter().enumerate() {
+            assert_eq!(e.index(), i);
+        }
+        for (i, e) in Ended::ALL.into_iter().enumerate() {
+            assert_eq!(e.index(), i);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The families of requests: counts, histograms, quantiles, error rate, throughput.
+//!
+//! It adds up the workers' shards when it is scraped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+
+use crate::clock::Clock;
+use crate::telemetry::Ended;
+use crate::telemetry::families::Family;
+use crate::telemetry::shard::{Buckets, Series, Shard, Totals};
+use crate::telemetry::window::{STAGES, View};
+
+const QUANTILES: [f64; 3] = [0.5, 0.95, 0.99];
+
+/// Adds the shards up.
+pub(super) struct RequestCollector {
+    shards: Vec<Arc<Shard>>,
+    clock: Clock,
+    window: Duration,
+    requests: Family,
+    duration: Family,
+    ttft: Family,
+    queue: Family,
+    upstream: Family,
+    refusals: Family,
+    latency: Family,
+    error_rate: Family,
+    throughput: Family,
+}
+
+impl RequestCollector {
+    pub(super) fn new(
+        shards: Vec<Arc<Shard>>,
+        clock: Clock,
+        window: Duration,
+    ) -> Result<Self, prometheus::Error> {
+        let by = ["endpoint", "model"];
+        let seconds = window.as_secs();
+        Ok(Self {
+            shards,
+            clock,
+            window,
+            requests: Family::counter(
+                "tidegate_requests_total",
+                "Requests that have ended, by how they ended for the client.",
+                &["endpoint", "model", "outcome"],
+            )?,
+            duration: Family::histogram(
+                "tidegate_request_duration_seconds",
+                "Seconds from a request's arrival to the end of its response, as the proxy saw it; \
+                 requests refused without waiting are left out.",
+                &by,
+            )?,
+            ttft: Family::histogram(
+                "tidegate_time_to_first_token_seconds",
+                "Seconds from a request's arrival to the upstream's first response byte.",
+                &by,
+            )?,
+            queue: Family::histogram(
+                "tidegate_queue_wait_seconds",
+                "Seconds a request waited for a permit, also in vain; 0 if it got one at once.",
+                &by,
+            )?,
+            upstream: Family::histogram(
+                "tidegate_upstream_duration_seconds",
+                "Seconds from sending a request on to the end of the upstream's response, retries included.",
+                &by,
+            )?,
+            refusals: Family::counter(
+                "tidegate_refusals_total",
+                "Requests answered by the proxy instead of the upstream, by error code.",
+                &["reason"],
+            )?,
+            latency: Family::summary(
+                "tidegate_latency_seconds",
+                &format!(
+                    "Seconds that the stages of the requests of the last {seconds} s took, as the proxy saw \
+                     it; sum and count are since the start."
+                ),
+                &["stage"],
+            )?,
+            error_rate: Family::gauge(
+                "tidegate_error_rate",
+                &format!(
+                    "Share (0 to 1) of the requests of the last {seconds} s that ended neither in success \
+                     nor by the client's leaving."
+                ),
+                &[],
+            )?,
+            throughput: Family::gauge(
+                "tidegate_throughput_requests_per_second",
+                &format!("Requests that ended per second over the last {seconds} s."),
+                &[],
+            )?,
+        })
+    }
+
+    fn view(&self) -> Option<View> {
+        let mut view = View::new(self.clock.now(), self.window).ok()?;
+        self.shards.iter().for_each(|shard| view.add(&shard.window()));
+        Some(view)
+    }
+
+    fn by_model(&self, totals: &Totals, family: &Family, pick: fn(&Series) -> &Buckets) -> MetricFamily {
+        let metrics = totals.series.iter();
+        family.with(metrics.map(|((e, model), s)| family.buckets(&[e.as_str(), model], pick(s))).collect())
+    }
+}
+
+impl Collector for RequestCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        [
+            &self.requests,
+            &self.duration,
+            &self.ttft,
+            &self.queue,
+            &self.upstream,
+            &self.refusals,
+            &self.latency,
+            &self.error_rate,
+            &self.throughput,
+        ]
+        .map(Family::desc)
+        .to_vec()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut totals = Totals::default();
+        self.shards.iter().for_each(|shard| shard.add_to(&mut totals));
+        let mut requests = Vec::new();
+        for ((endpoint, model), series) in &totals.series {
+            // All outcomes at once: a counter that appears as 1 is a first event that rate() never sees.
+            for (ended, n) in Ended::ALL.into_iter().zip(series.ended) {
+                requests.push(self.requests.value(&[endpoint.as_str(), model, ended.as_str()], n as f64));
+            }
+        }
+        let reasons = totals.reasons.iter().map(|(reason, n)| self.refusals.value(&[reason], *n as f64));
+        let mut families = vec![
+            self.requests.with(requests),
+            self.by_model(&totals, &self.duration, |s| &s.total),
+            self.by_model(&totals, &self.ttft, |s| &s.ttft),
+            self.by_model(&totals, &self.queue, |s| &s.queue),
+            self.by_model(&totals, &self.upstream, |s| &s.upstream),
+            self.refusals.with(reasons.collect()),
+        ];
+        if let Some(view) = self.view() {
+            let stages = STAGES.iter().enumerate().map(|(i, stage)| {
+                let q = QUANTILES.map(|q| (q, view.quantile(i, q)));
+                self.latency.quantiles(&[stage], &q, view.count(i), view.sum(i))
+            });
+            families.push(self.latency.with(stages.collect()));
+            families.push(self.error_rate.with(vec![self.error_rate.value(&[], view.error_rate())]));
+            families.push(self.throughput.with(vec![self.throughput.value(&[], view.throughput())]));
+        }
+        families
+    }
+}
