@@ -70,6 +70,11 @@ impl Stop {
         self.drain.cancel();
     }
 
+    /// Waits until somebody asked for the end.
+    pub async fn asked(&self) {
+        self.drain.cancelled().await;
+    }
+
     /// End at once.
     pub fn now(&self) {
         self.drain.cancel();

@@ -20,6 +20,8 @@ pub(super) struct Options {
 }
 
 const PATIENCE: Duration = Duration::from_secs(3);
+/// More than any page of metrics is.
+const MAX_ANSWER: u64 = 32 << 20;
 
 pub(super) fn health(options: &Options) -> ExitCode {
     let path = if options.ready { "/readyz" } else { "/healthz" };
@@ -54,13 +56,14 @@ fn address(settings: &Settings) -> io::Result<SocketAddr> {
     Ok(configured)
 }
 
-fn ask(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+/// One GET of the admin service. Blocks, for a few seconds at most.
+pub(super) fn ask(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    stream.take(64 << 10).read_to_string(&mut answer)?;
+    stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     status.map(|status| (status, body.to_owned())).ok_or_else(|| io::Error::other("that is not HTTP"))

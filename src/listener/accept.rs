@@ -28,7 +28,7 @@ const BACKLOG: i32 = 4096;
 /// What a connection too many is told before it is closed.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 content-type: application/json\r\nconnection: close\r\nretry-after: 1\r\nx-should-retry: true\r\n\
-x-tidegate-reason: overloaded\r\ncontent-length: 129\r\n\r\n\
+x-tidegate-reason: overloaded\r\ncontent-length: 123\r\n\r\n\
 {\"error\":{\"message\":\"The proxy has as many connections as it may.\",\"type\":\"server_error\",\
 \"param\":null,\"code\":\"overloaded\"}}";
 
