@@ -42,7 +42,9 @@ struct Stream<B> {
 }
 
 /// The multiplexed responses of one connection.
-pub(super) struct Streams<B>(Arc<Mutex<Vec<Weak<Mutex<Stream<B>>>>>>);
+pub(super) struct Streams<B>(Arc<Mutex<Vec<WeakStream<B>>>>);
+
+type WeakStream<B> = Weak<Mutex<Stream<B>>>;
 
 impl<B> Clone for Streams<B> {
     fn clone(&self) -> Self {

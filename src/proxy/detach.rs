@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::policy::units::Outcome;
 use crate::proxy::Permit;
 use crate::proxy::exchange::Exchange;
+use crate::proxy::forward::Tunnel;
 use crate::telemetry::Ended;
 
 /// Where tunnels run, so that a drain can wait for them and at last end them.
@@ -36,12 +36,7 @@ impl Tunnels {
 
     /// Opens one. It starts when both sides have switched.
     #[allow(clippy::disallowed_methods, reason = "tracked: the drain waits for it")]
-    pub(super) fn open(
-        &self,
-        (client, upstream): (OnUpgrade, OnUpgrade),
-        permit: Permit,
-        mut exchange: Box<Exchange>,
-    ) {
+    pub(super) fn open(&self, (client, upstream): Tunnel, permit: Permit, mut exchange: Box<Exchange>) {
         let end = self.end.clone();
         self.tracker.spawn(async move {
             let copying = async {

@@ -23,11 +23,14 @@ pub(super) struct Answer {
     pub(super) head: response::Parts,
     pub(super) body: ReplyBody,
     /// Both sides of a tunnel, when the upstream agreed to switch protocols.
-    pub(super) tunnel: Option<(OnUpgrade, OnUpgrade)>,
+    pub(super) tunnel: Option<Tunnel>,
     pub(super) permit: Permit,
     pub(super) waited: Option<Duration>,
     pub(super) exchange: Box<Exchange>,
 }
+
+/// The client's side and the upstream's.
+pub(super) type Tunnel = (OnUpgrade, OnUpgrade);
 
 /// An attempt without an answer.
 pub(super) struct Unanswered {
@@ -114,7 +117,7 @@ impl Forward {
     fn open(
         mut response: Response<ReplyBody>,
         upgrade: Option<OnUpgrade>,
-    ) -> Result<(response::Parts, ReplyBody, Option<(OnUpgrade, OnUpgrade)>), Trouble> {
+    ) -> Result<(response::Parts, ReplyBody, Option<Tunnel>), Trouble> {
         let tunnel = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = upgrade.ok_or(Trouble::Upstream(Fault::Unacceptable("it switches protocols")))?;
             Some((client, hyper::upgrade::on(&mut response)))

@@ -21,10 +21,13 @@ use crate::upstream::{Params, SetupError, Target};
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// A connection in the making.
+pub type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send + 'a>>;
+
 /// Makes connections to one upstream. The network does in production; tests hand in pipes.
 pub trait Dial: Send + Sync {
     /// A connection that is ready for HTTP.
-    fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send + '_>>;
+    fn dial(&self) -> Dialing<'_>;
 }
 
 /// Connections over the network.
@@ -84,7 +87,7 @@ fn tls(params: &Params) -> Result<(TlsConnector, ServerName<'static>), SetupErro
 }
 
 impl Dial for Network {
-    fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send + '_>> {
+    fn dial(&self) -> Dialing<'_> {
         Box::pin(async move {
             let tcp = self.tcp.clone().oneshot(self.origin.clone()).await.map_err(io::Error::other)?;
             let tcp = tcp.into_inner();

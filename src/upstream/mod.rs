@@ -14,7 +14,7 @@ mod send;
 mod target;
 
 pub use body::{BoxError, Payload, ReplyBody, Upload};
-pub use connect::{Dial, Io, Network};
+pub use connect::{Dial, Dialing, Io, Network};
 pub use fault::{Fault, SetupError};
 pub use headers::{clean_request, clean_response, is_upgrade};
 pub use params::{Params, Secret};
