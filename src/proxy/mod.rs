@@ -3,7 +3,7 @@
 //! ```text
 //! respond → auth → classify → admit ─ waits in the gate ─→ meter → breaker → forward → upstream
 //! ```
-//! Each stage takes what the one before it made ([`Incoming`](hyper::body::Incoming) → `Arrived` →
+//! Each stage takes what the one before it made ([`Incoming`] → `Arrived` →
 //! `Authed` → `Classified` → `Admitted` → `Answer`), so a layer in the wrong place does not compile.
 //!
 //! | file | what it does |

@@ -119,7 +119,7 @@ impl Upstream {
     ///
     /// A reused connection that dies before the first response byte is replaced by a new one, once.
     /// Because such a request may be sent twice, only one that may be repeated is put on a reused
-    /// connection at all; see [`Upstream::may_reuse`].
+    /// connection at all (`may_reuse`).
     ///
     /// # Errors
     /// [`Fault`], when there is no head that can be passed on.
