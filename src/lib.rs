@@ -14,6 +14,7 @@
 //! | [`upstream`] | 3 | connections, TLS, header hygiene |
 //! | [`telemetry`] | 2 | metrics, quantiles, access log, the admin service |
 //! | [`clock`] | 2 | the only reader of the clock |
+//! | [`wire`] | 2 | small writes in one piece |
 //! | [`policy`] | 1 | pure: every decision, no I/O, no clock |
 
 pub mod app;
@@ -26,3 +27,4 @@ pub mod policy;
 pub mod proxy;
 pub mod telemetry;
 pub mod upstream;
+pub mod wire;

@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::listener::Params;
 use crate::policy::units::MonoTime;
 use crate::telemetry::ConnectionFault;
+use crate::wire::poll_write_slices;
 
 /// What the stream has to know of the requests on it.
 #[derive(Debug, Default)]
@@ -205,7 +206,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        let polled = poll_write_slices(Pin::new(&mut this.io), cx, bufs);
         this.written(polled, cx)
     }
 

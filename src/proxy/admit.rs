@@ -11,27 +11,18 @@ use std::task::{Context, Poll};
 use tower::Service;
 
 use crate::policy::engine::Kind;
+use crate::proxy::Shared;
 use crate::proxy::exchange::{Admitted, Classified, Failure};
 use crate::proxy::respond::Trouble;
-use crate::proxy::{Gate, Parts};
 
 /// Makes [`Admit`].
-#[derive(Clone)]
-pub(super) struct Layer {
-    gate: Arc<Gate>,
-}
-
-impl Layer {
-    pub(super) fn new(parts: &Parts) -> Self {
-        Self { gate: parts.gate.clone() }
-    }
-}
+pub(super) struct Layer(pub(super) Arc<Shared>);
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Admit<S>;
 
     fn layer(&self, inner: S) -> Admit<S> {
-        Admit { inner, gate: self.gate.clone() }
+        Admit { inner, shared: self.0.clone() }
     }
 }
 
@@ -39,7 +30,7 @@ impl<S> tower::Layer<S> for Layer {
 #[derive(Clone)]
 pub(super) struct Admit<S> {
     inner: S,
-    gate: Arc<Gate>,
+    shared: Arc<Shared>,
 }
 
 impl<S> Service<Classified> for Admit<S>
@@ -58,7 +49,7 @@ where
 
     fn call(&mut self, mut request: Classified) -> Self::Future {
         let mut inner = self.inner.clone();
-        let gate = self.gate.clone();
+        let shared = self.shared.clone();
         Box::pin(async move {
             let asked = request.exchange.now();
             let takes_permit = request.arrival.kind != Kind::Unqueued;
@@ -66,7 +57,7 @@ where
             if takes_permit {
                 record.asked = Some(asked);
             }
-            match gate.admit(request.arrival, || record.queued = true).await {
+            match shared.parts.gate.admit(request.arrival, || record.queued = true).await {
                 Err(refused) => Err(Failure::new(Trouble::Refused(refused), request.exchange)),
                 Ok(permit) => {
                     let now = request.exchange.now();

@@ -12,31 +12,21 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use tower::Service;
 
 use crate::policy::units::TenantId;
-use crate::proxy::Parts;
+use crate::proxy::Shared;
 use crate::proxy::exchange::{Arrived, Authed};
-use crate::upstream::Upstream;
 
 /// Where else than in `Authorization` keys travel: Anthropic's header, and Azure's.
 static OTHER_KEYS: [HeaderName; 2] =
     [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
 /// Makes [`Auth`].
-#[derive(Clone)]
-pub(super) struct Layer {
-    upstream: Arc<Upstream>,
-}
-
-impl Layer {
-    pub(super) fn new(parts: &Parts) -> Self {
-        Self { upstream: parts.upstream.clone() }
-    }
-}
+pub(super) struct Layer(pub(super) Arc<Shared>);
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Auth<S>;
 
     fn layer(&self, inner: S) -> Auth<S> {
-        Auth { inner, upstream: self.upstream.clone() }
+        Auth { inner, shared: self.0.clone() }
     }
 }
 
@@ -44,7 +34,7 @@ impl<S> tower::Layer<S> for Layer {
 #[derive(Clone)]
 pub(super) struct Auth<S> {
     inner: S,
-    upstream: Arc<Upstream>,
+    shared: Arc<Shared>,
 }
 
 impl<S: Service<Authed>> Service<Arrived> for Auth<S> {
@@ -60,7 +50,7 @@ impl<S: Service<Authed>> Service<Arrived> for Auth<S> {
         let headers = &mut request.head.headers;
         repair(headers);
         request.exchange.record.tenant = tenant(headers);
-        if let Some(key) = self.upstream.authorization() {
+        if let Some(key) = self.shared.parts.upstream.authorization() {
             replace(headers, key);
         }
         self.inner.call(Authed(request))

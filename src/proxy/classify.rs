@@ -5,20 +5,20 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::header::{self, HeaderMap, HeaderName};
 use tower::Service;
 
-use crate::clock::Clock;
 use crate::policy::engine::{Arrival, Kind};
 use crate::policy::units::{Priority, Tokens};
 use crate::proxy::exchange::{Authed, Classified, Failure};
-use crate::proxy::intake::{self, Memory};
+use crate::proxy::intake;
 use crate::proxy::route::TakesPermit;
 use crate::proxy::scan::{self, scan};
-use crate::proxy::{Params, Parts};
+use crate::proxy::{Parts, Shared};
 
 static PRIORITY: HeaderName = HeaderName::from_static("x-tidegate-priority");
 static DEADLINE: HeaderName = HeaderName::from_static("x-tidegate-deadline-ms");
@@ -35,24 +35,13 @@ const BYTES_PER_TOKEN: u64 = 4;
 const MODEL_NAME: usize = 128;
 
 /// Makes [`Classify`].
-#[derive(Clone)]
-pub(super) struct Layer {
-    params: Params,
-    memory: Memory,
-    clock: Clock,
-}
-
-impl Layer {
-    pub(super) fn new(parts: &Parts) -> Self {
-        Self { params: parts.params.clone(), memory: parts.memory.clone(), clock: parts.clock }
-    }
-}
+pub(super) struct Layer(pub(super) Arc<Shared>);
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Classify<S>;
 
     fn layer(&self, inner: S) -> Classify<S> {
-        Classify { inner, with: self.clone() }
+        Classify { inner, shared: self.0.clone() }
     }
 }
 
@@ -60,7 +49,7 @@ impl<S> tower::Layer<S> for Layer {
 #[derive(Clone)]
 pub(super) struct Classify<S> {
     inner: S,
-    with: Layer,
+    shared: Arc<Shared>,
 }
 
 impl<S> Service<Authed> for Classify<S>
@@ -79,72 +68,70 @@ where
 
     fn call(&mut self, request: Authed) -> Self::Future {
         let mut inner = self.inner.clone();
-        let with = self.with.clone();
-        Box::pin(async move { inner.call(with.classify(request).await?).await })
+        let shared = self.shared.clone();
+        Box::pin(async move { inner.call(classify(&shared.parts, request).await?).await })
     }
 }
 
-impl Layer {
-    async fn classify(&self, Authed(request): Authed) -> Result<Classified, Failure> {
-        let mut exchange = request.exchange;
-        let headers = &request.head.headers;
-        let takes_permit = request.route.permit;
-        let read = match takes_permit {
-            TakesPermit::Yes => true,
-            TakesPermit::IfItNamesAModel => is_json(headers),
-            TakesPermit::No => false,
-        };
-        let mut seen = scan::Head::default();
-        let (payload, memory, bytes) = if read && request.upgrade.is_none() {
-            let p = &self.params;
-            match intake::read_whole(request.body, p.body_bytes, p.body_timeout, &self.memory).await {
-                Err(trouble) => return Err(Failure::new(trouble, exchange)),
-                Ok(whole) => {
-                    if !headers.contains_key(header::CONTENT_ENCODING) {
-                        seen = scan(&whole.bytes).unwrap_or_default();
-                    }
-                    let bytes = whole.bytes.len() as u64;
-                    let (payload, held) = whole.into_payload();
-                    (payload, Some(held), bytes)
+async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, Failure> {
+    let mut exchange = request.exchange;
+    let headers = &request.head.headers;
+    let takes_permit = request.route.permit;
+    let read = match takes_permit {
+        TakesPermit::Yes => true,
+        TakesPermit::IfItNamesAModel => is_json(headers),
+        TakesPermit::No => false,
+    };
+    let mut seen = scan::Head::default();
+    let (payload, memory, bytes) = if read && request.upgrade.is_none() {
+        let p = &parts.params;
+        match intake::read_whole(request.body, p.body_bytes, p.body_timeout, &parts.memory).await {
+            Err(trouble) => return Err(Failure::new(trouble, exchange)),
+            Ok(whole) => {
+                if !headers.contains_key(header::CONTENT_ENCODING) {
+                    seen = scan(&whole.bytes).unwrap_or_default();
                 }
+                let bytes = whole.bytes.len() as u64;
+                let (payload, held) = whole.into_payload();
+                (payload, Some(held), bytes)
             }
-        } else {
-            (intake::pass_through(request.body, self.params.body_timeout, self.clock), None, 0)
-        };
-        let kind = if request.upgrade.is_some() {
-            Kind::WebSocket
-        } else if takes_permit == TakesPermit::Yes || (read && seen.model.is_some()) {
-            Kind::Queued
-        } else {
-            Kind::Unqueued
-        };
-        let priority = priority(headers);
-        let arrived = exchange.record.arrived;
-        let wanted = deadline(headers);
-        let arrival = Arrival {
-            kind,
-            tenant: exchange.record.tenant,
-            priority,
-            cost: Tokens((bytes / BYTES_PER_TOKEN).saturating_add(seen.max_tokens.unwrap_or(USUAL_ANSWER))),
-            bytes,
-            head_by: wanted.map(|w| arrived + w.within),
-            stream: seen.stream,
-        };
-        let record = &mut exchange.record;
-        record.model = seen.model.filter(|m| m.len() <= MODEL_NAME).map(Into::into);
-        record.stream = seen.stream;
-        record.priority = priority;
-        record.request_bytes = bytes;
-        Ok(Classified {
-            head: request.head,
-            payload,
-            memory,
-            upgrade: request.upgrade,
-            arrival,
-            answer_by: wanted.filter(|w| w.strict).map(|w| arrived + w.within),
-            exchange,
-        })
-    }
+        }
+    } else {
+        (intake::pass_through(request.body, parts.params.body_timeout, parts.clock), None, 0)
+    };
+    let kind = if request.upgrade.is_some() {
+        Kind::WebSocket
+    } else if takes_permit == TakesPermit::Yes || (read && seen.model.is_some()) {
+        Kind::Queued
+    } else {
+        Kind::Unqueued
+    };
+    let priority = priority(headers);
+    let arrived = exchange.record.arrived;
+    let wanted = deadline(headers);
+    let arrival = Arrival {
+        kind,
+        tenant: exchange.record.tenant,
+        priority,
+        cost: Tokens((bytes / BYTES_PER_TOKEN).saturating_add(seen.max_tokens.unwrap_or(USUAL_ANSWER))),
+        bytes,
+        head_by: wanted.map(|w| arrived + w.within),
+        stream: seen.stream,
+    };
+    let record = &mut exchange.record;
+    record.model = seen.model.filter(|m| m.len() <= MODEL_NAME).map(Into::into);
+    record.stream = seen.stream;
+    record.priority = priority;
+    record.request_bytes = bytes;
+    Ok(Classified {
+        head: request.head,
+        payload,
+        memory,
+        upgrade: request.upgrade,
+        arrival,
+        answer_by: wanted.filter(|w| w.strict).map(|w| arrived + w.within),
+        exchange,
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

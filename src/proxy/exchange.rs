@@ -1,41 +1,42 @@
 //! What goes with a request from its first byte to its last: its record, and what the stages made of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::http::request;
 use hyper::upgrade::OnUpgrade;
 
-use crate::clock::{self, Clock};
+use crate::clock;
 use crate::policy::engine::Arrival;
 use crate::policy::units::MonoTime;
-use crate::proxy::Permit;
 use crate::proxy::respond::Trouble;
 use crate::proxy::route::Route;
-use crate::telemetry::{Record, WorkerTelemetry};
+use crate::proxy::{Permit, Shared};
+use crate::telemetry::Record;
 use crate::upstream::Payload;
 
 /// One request's record. It is told exactly once, when this is dropped: also when the client left in
 /// the middle of anything.
 pub(super) struct Exchange {
     pub(super) record: Record,
-    telemetry: WorkerTelemetry,
-    clock: Clock,
+    shared: Arc<Shared>,
 }
 
 impl Exchange {
-    pub(super) fn new(record: Record, telemetry: WorkerTelemetry, clock: Clock) -> Box<Self> {
-        Box::new(Self { record, telemetry, clock })
+    pub(super) fn new(record: Record, shared: Arc<Shared>) -> Box<Self> {
+        Box::new(Self { record, shared })
     }
 
     pub(super) fn now(&self) -> MonoTime {
-        self.clock.now()
+        self.shared.parts.clock.now()
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.telemetry.finish(self.clock.now(), clock::wall, &self.record);
+        let parts = &self.shared.parts;
+        parts.telemetry.finish(parts.clock.now(), clock::wall, &self.record);
     }
 }
 

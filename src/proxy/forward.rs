@@ -11,12 +11,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Response, StatusCode};
 use tower::Service;
 
-use crate::clock::Clock;
 use crate::policy::engine::Kind;
 use crate::proxy::exchange::{Admitted, Exchange};
 use crate::proxy::respond::Trouble;
-use crate::proxy::{Parts, Permit};
-use crate::upstream::{Fault, ReplyBody, Trace, Upstream, clean_request};
+use crate::proxy::{Parts, Permit, Shared};
+use crate::upstream::{Fault, ReplyBody, Trace, clean_request};
 
 /// The upstream's answer, with everything that must be let go of when it is over.
 pub(super) struct Answer {
@@ -41,17 +40,7 @@ pub(super) struct Unanswered {
 
 /// Sends requests.
 #[derive(Clone)]
-pub(super) struct Forward {
-    upstream: Arc<Upstream>,
-    worker: usize,
-    clock: Clock,
-}
-
-impl Forward {
-    pub(super) fn new(parts: &Parts) -> Self {
-        Self { upstream: parts.upstream.clone(), worker: parts.worker, clock: parts.clock }
-    }
-}
+pub(super) struct Forward(pub(super) Arc<Shared>);
 
 impl Service<Admitted> for Forward {
     type Response = Answer;
@@ -63,68 +52,66 @@ impl Service<Admitted> for Forward {
     }
 
     fn call(&mut self, admitted: Admitted) -> Self::Future {
-        let this = self.clone();
-        Box::pin(this.forward(admitted))
+        Box::pin(forward(self.0.clone(), admitted))
     }
 }
 
-impl Forward {
-    async fn forward(self, admitted: Admitted) -> Result<Answer, Unanswered> {
-        let Admitted { request, permit, waited } = admitted;
-        let mut head = request.head;
-        let mut exchange = request.exchange;
-        let upgrade = request.upgrade;
-        clean_request(&mut head.headers, upgrade.is_some());
-        let began = self.clock.now();
-        exchange.record.upstream = Some(self.upstream.name().clone());
-        exchange.record.dispatched = Some(began);
-        let mut trace = Trace::default();
-        let sent = {
-            // inference is retried on a dead connection as RFC 9110 §9.2.2 allows for idempotent methods:
-            // the worst that can come of it is an answer that nobody reads
-            let inference = request.arrival.kind == Kind::Queued;
-            let patience = self.upstream.params().first_byte_timeout;
-            let sending =
-                self.upstream.send(self.worker, head, request.payload, patience, inference, &mut trace);
-            match request.answer_by {
-                None => sending.await.map_err(Trouble::Upstream),
-                Some(by) => match tokio::time::timeout_at(self.clock.instant(by), sending).await {
-                    Ok(sent) => sent.map_err(Trouble::Upstream),
-                    Err(_) => Err(Trouble::DeadlinePassed),
-                },
+async fn forward(shared: Arc<Shared>, admitted: Admitted) -> Result<Answer, Unanswered> {
+    let Parts { upstream, clock, .. } = &shared.parts;
+    let Admitted { request, permit, waited } = admitted;
+    let mut head = request.head;
+    let mut exchange = request.exchange;
+    let upgrade = request.upgrade;
+    clean_request(&mut head.headers, upgrade.is_some());
+    let began = clock.now();
+    exchange.record.upstream = Some(shared.upstream_label.clone());
+    exchange.record.dispatched = Some(began);
+    let mut trace = Trace::default();
+    let sent = {
+        // inference is retried on a dead connection as RFC 9110 §9.2.2 allows for idempotent methods:
+        // the worst that can come of it is an answer that nobody reads
+        let inference = request.arrival.kind == Kind::Queued;
+        let patience = upstream.params().first_byte_timeout;
+        let sending =
+            upstream.send(shared.parts.worker, head, request.payload, patience, inference, &mut trace);
+        match request.answer_by {
+            None => sending.await.map_err(Trouble::Upstream),
+            Some(by) => match tokio::time::timeout_at(clock.instant(by), sending).await {
+                Ok(sent) => sent.map_err(Trouble::Upstream),
+                Err(_) => Err(Trouble::DeadlinePassed),
+            },
+        }
+    };
+    drop(request.memory);
+    let record = &mut exchange.record;
+    record.attempts = trace.attempts;
+    record.connected = trace.connect.map(|took| began + took);
+    match sent.and_then(|response| open(response, upgrade)) {
+        Ok((head, body, tunnel)) => {
+            record.first_byte = Some(clock.now());
+            record.status = Some(head.status.as_u16());
+            record.upstream_request_id = head.headers.get("x-request-id").cloned();
+            Ok(Answer { head, body, tunnel, permit, waited, exchange })
+        }
+        Err(trouble) => {
+            if let Trouble::Upstream(fault) = &trouble {
+                tracing::debug!(upstream = %upstream.name(), %fault, "no answer");
             }
-        };
-        drop(request.memory);
-        let record = &mut exchange.record;
-        record.attempts = trace.attempts;
-        record.connected = trace.connect.map(|took| began + took);
-        match sent.and_then(|response| Self::open(response, upgrade)) {
-            Ok((head, body, tunnel)) => {
-                record.first_byte = Some(self.clock.now());
-                record.status = Some(head.status.as_u16());
-                record.upstream_request_id = head.headers.get("x-request-id").cloned();
-                Ok(Answer { head, body, tunnel, permit, waited, exchange })
-            }
-            Err(trouble) => {
-                if let Trouble::Upstream(fault) = &trouble {
-                    tracing::debug!(upstream = %self.upstream.name(), %fault, "no answer");
-                }
-                Err(Unanswered { trouble, permit, exchange })
-            }
+            Err(Unanswered { trouble, permit, exchange })
         }
     }
+}
 
-    fn open(
-        mut response: Response<ReplyBody>,
-        upgrade: Option<OnUpgrade>,
-    ) -> Result<(response::Parts, ReplyBody, Option<Tunnel>), Trouble> {
-        let tunnel = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let client = upgrade.ok_or(Trouble::Upstream(Fault::Unacceptable("it switches protocols")))?;
-            Some((client, hyper::upgrade::on(&mut response)))
-        } else {
-            None
-        };
-        let (head, body) = response.into_parts();
-        Ok((head, body, tunnel))
-    }
+fn open(
+    mut response: Response<ReplyBody>,
+    upgrade: Option<OnUpgrade>,
+) -> Result<(response::Parts, ReplyBody, Option<Tunnel>), Trouble> {
+    let tunnel = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let client = upgrade.ok_or(Trouble::Upstream(Fault::Unacceptable("it switches protocols")))?;
+        Some((client, hyper::upgrade::on(&mut response)))
+    } else {
+        None
+    };
+    let (head, body) = response.into_parts();
+    Ok((head, body, tunnel))
 }

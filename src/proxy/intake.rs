@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 use crate::clock::Clock;
 use crate::policy::units::MonoTime;
 use crate::proxy::respond::Trouble;
-use crate::upstream::{BoxError, Payload, Upload};
+use crate::upstream::{BoxError, Payload, Trailed, Upload};
 
 /// Memory for all request bodies of the process.
 #[derive(Clone, Debug)]
@@ -73,7 +73,9 @@ pub(super) struct Whole {
 impl Whole {
     pub(super) fn into_payload(self) -> (Payload, Held) {
         let payload = match self.trailers {
-            Some(trailers) => Payload::WithTrailers(Some(self.bytes), Some(trailers)),
+            Some(trailers) => {
+                Payload::WithTrailers(Box::new(Trailed { bytes: Some(self.bytes), trailers: Some(trailers) }))
+            }
             None if self.bytes.is_empty() => Payload::Empty,
             None => Payload::Whole(self.bytes),
         };

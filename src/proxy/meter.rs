@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderName};
 use hyper::http::response;
 use hyper::{Response, StatusCode};
 use tokio::time::Sleep;
@@ -26,40 +26,21 @@ use crate::proxy::breaker::of_status;
 use crate::proxy::exchange::{Admitted, Exchange, Failure};
 use crate::proxy::forward::Answer;
 use crate::proxy::respond::broken_stream;
-use crate::proxy::{Body, Parts, Permit, Tunnels};
+use crate::proxy::{Body, Parts, Permit, Shared};
 use crate::telemetry::Ended;
-use crate::upstream::{BoxError, Fault, ReplyBody, Upstream};
+use crate::upstream::{BoxError, Fault, ReplyBody};
 
 static QUEUE_MS: HeaderName = HeaderName::from_static("x-tidegate-queue-ms");
 static UPSTREAM: HeaderName = HeaderName::from_static("x-tidegate-upstream");
 
 /// Makes [`Meter`].
-#[derive(Clone)]
-pub(super) struct Layer {
-    upstream: Arc<Upstream>,
-    name: HeaderValue,
-    tunnels: Tunnels,
-    clock: Clock,
-}
-
-impl Layer {
-    pub(super) fn new(parts: &Parts) -> Self {
-        Self {
-            upstream: parts.upstream.clone(),
-            // a checked name is a valid header value
-            name: HeaderValue::from_str(parts.upstream.name())
-                .unwrap_or(HeaderValue::from_static("upstream")),
-            tunnels: parts.tunnels.clone(),
-            clock: parts.clock,
-        }
-    }
-}
+pub(super) struct Layer(pub(super) Arc<Shared>);
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Meter<S>;
 
     fn layer(&self, inner: S) -> Meter<S> {
-        Meter { inner, with: self.clone() }
+        Meter { inner, shared: self.0.clone() }
     }
 }
 
@@ -67,7 +48,7 @@ impl<S> tower::Layer<S> for Layer {
 #[derive(Clone)]
 pub(super) struct Meter<S> {
     inner: S,
-    with: Layer,
+    shared: Arc<Shared>,
 }
 
 impl<S> Service<Admitted> for Meter<S>
@@ -85,26 +66,24 @@ where
 
     fn call(&mut self, request: Admitted) -> Self::Future {
         let answering = self.inner.call(request);
-        let with = self.with.clone();
-        Box::pin(async move { Ok(with.meter(answering.await?)) })
+        let shared = self.shared.clone();
+        Box::pin(async move { Ok(meter(&shared, answering.await?)) })
     }
 }
 
-impl Layer {
-    fn meter(&self, answer: Answer) -> Response<Body> {
-        let Answer { mut head, body, tunnel, permit, waited, exchange } = answer;
-        if let Some(waited) = waited {
-            let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-            head.headers.insert(&QUEUE_MS, ms.into());
-            head.headers.insert(&UPSTREAM, self.name.clone());
-        }
-        if let Some(sides) = tunnel {
-            self.tunnels.open(sides, permit, exchange);
-            return Response::from_parts(head, Body::own(Bytes::new()));
-        }
-        let metered = Metered::new(&head, body, permit, exchange, self);
-        Response::from_parts(head, Body::metered(metered))
+fn meter(shared: &Shared, answer: Answer) -> Response<Body> {
+    let Answer { mut head, body, tunnel, permit, waited, exchange } = answer;
+    if let Some(waited) = waited {
+        let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        head.headers.insert(&QUEUE_MS, ms.into());
+        head.headers.insert(&UPSTREAM, shared.upstream_name.clone());
     }
+    if let Some(sides) = tunnel {
+        shared.parts.tunnels.open(sides, permit, exchange);
+        return Response::from_parts(head, Body::own(Bytes::new()));
+    }
+    let metered = Metered::new(&head, body, permit, exchange, &shared.parts);
+    Response::from_parts(head, Body::metered(metered))
 }
 
 /// The upstream's body on its way to the client.
@@ -116,7 +95,7 @@ pub(super) struct Metered {
     events: bool,
     stage: Stage,
     idle: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<(usize, Pin<Box<Sleep>>)>,
     last: MonoTime,
     clock: Clock,
 }
@@ -135,7 +114,7 @@ impl Metered {
         body: ReplyBody,
         permit: Permit,
         exchange: Box<Exchange>,
-        with: &Layer,
+        parts: &Parts,
     ) -> Self {
         let mut this = Self {
             events: is_event_stream(head) && body.size_hint().exact().is_none(),
@@ -143,10 +122,10 @@ impl Metered {
             held: Some((permit, exchange)),
             status: head.status,
             stage: Stage::Passing,
-            idle: with.upstream.params().stream_idle_timeout,
+            idle: parts.upstream.params().stream_idle_timeout,
             timer: None,
-            last: with.clock.now(),
-            clock: with.clock,
+            last: parts.clock.now(),
+            clock: parts.clock,
         };
         if this.body.is_end_stream() {
             this.over();
@@ -207,10 +186,17 @@ impl Metered {
 
     /// One timer per stream, moved only when it fires: a stream of a thousand events arms it a few times.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // an armed timer wakes the task that armed it: while that is this one, asking it is enough
+        let task = cx.waker().data() as usize;
+        if self.timer.as_ref().is_some_and(|(armed_by, timer)| *armed_by == task && !timer.is_elapsed()) {
+            return Poll::Pending;
+        }
         loop {
             let until = self.last + self.idle;
             let at = self.clock.instant(until);
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            let (armed_by, timer) =
+                self.timer.get_or_insert_with(|| (task, Box::pin(tokio::time::sleep_until(at))));
+            *armed_by = task;
             ready!(timer.as_mut().poll(cx));
             if self.clock.now() >= until {
                 return Poll::Ready(());

@@ -38,6 +38,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::{Request, Response};
 use tower::{Service, ServiceBuilder};
 
@@ -73,6 +74,30 @@ pub struct Parts {
     pub clock: Clock,
 }
 
+/// What the layers of one stack share. They hold one pointer each, because a stack is cloned for every
+/// connection and every request.
+struct Shared {
+    parts: Parts,
+    ids: respond::Ids,
+    /// The upstream's name: this worker's own copy, because its count changes with every request.
+    upstream_label: Arc<str>,
+    /// The upstream's name as a header's value.
+    upstream_name: HeaderValue,
+}
+
+impl Shared {
+    fn new(parts: Parts) -> Self {
+        // a checked name is a valid header value
+        let upstream_name = HeaderValue::from_str(parts.upstream.name());
+        Self {
+            ids: respond::Ids::new(parts.worker),
+            upstream_label: Arc::from(&**parts.upstream.name()),
+            upstream_name: upstream_name.unwrap_or(HeaderValue::from_static("upstream")),
+            parts,
+        }
+    }
+}
+
 /// The whole pipeline of one worker.
 #[must_use]
 pub fn stack(
@@ -85,12 +110,13 @@ pub fn stack(
 > + Clone
 + Send
 + 'static {
+    let shared = Arc::new(Shared::new(parts));
     ServiceBuilder::new()
-        .layer(respond::Layer::new(&parts))
-        .layer(auth::Layer::new(&parts))
-        .layer(classify::Layer::new(&parts))
-        .layer(admit::Layer::new(&parts))
-        .layer(meter::Layer::new(&parts))
+        .layer(respond::Layer(shared.clone()))
+        .layer(auth::Layer(shared.clone()))
+        .layer(classify::Layer(shared.clone()))
+        .layer(admit::Layer(shared.clone()))
+        .layer(meter::Layer(shared.clone()))
         .layer(breaker::Layer)
-        .service(forward::Forward::new(&parts))
+        .service(forward::Forward(shared))
 }

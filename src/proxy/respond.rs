@@ -18,13 +18,12 @@ use hyper::http::request;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tower::Service;
 
-use crate::clock::Clock;
 use crate::policy::units::Refusal;
 use crate::proxy::exchange::{Arrived, Exchange, Failure};
 use crate::proxy::gate::Refused;
 use crate::proxy::route::route;
-use crate::proxy::{Body, Parts};
-use crate::telemetry::{Ended, Record, RequestId, WorkerTelemetry};
+use crate::proxy::{Body, Shared};
+use crate::telemetry::{Ended, Record, RequestId};
 use crate::upstream::{self, Fault};
 
 pub(super) static REQUEST_ID: HeaderName = HeaderName::from_static("x-tidegate-request-id");
@@ -165,40 +164,32 @@ fn answer(failure: Failure) -> Response<Body> {
 }
 
 /// Request ids: a count, mixed with the process's own random key so that nobody can guess another's.
-#[derive(Clone)]
-struct Ids {
-    key: Arc<(RandomState, AtomicU64)>,
+pub(super) struct Ids {
+    key: RandomState,
+    count: AtomicU64,
     worker: u64,
 }
 
 impl Ids {
+    pub(super) fn new(worker: usize) -> Self {
+        Self { key: RandomState::new(), count: AtomicU64::new(0), worker: worker as u64 }
+    }
+
     fn next(&self) -> RequestId {
-        let n = self.key.1.fetch_add(1, Ordering::Relaxed);
-        let high = self.key.0.hash_one((self.worker, n));
-        RequestId((u128::from(high) << 64) | u128::from(self.key.0.hash_one((high, n))))
+        let n = self.count.fetch_add(1, Ordering::Relaxed);
+        let high = self.key.hash_one((self.worker, n));
+        RequestId((u128::from(high) << 64) | u128::from(self.key.hash_one((high, n))))
     }
 }
 
 /// Makes [`Respond`].
-#[derive(Clone)]
-pub(super) struct Layer {
-    ids: Ids,
-    telemetry: WorkerTelemetry,
-    clock: Clock,
-}
-
-impl Layer {
-    pub(super) fn new(parts: &Parts) -> Self {
-        let ids = Ids { key: Arc::new((RandomState::new(), AtomicU64::new(0))), worker: parts.worker as u64 };
-        Self { ids, telemetry: parts.telemetry.clone(), clock: parts.clock }
-    }
-}
+pub(super) struct Layer(pub(super) Arc<Shared>);
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Respond<S>;
 
     fn layer(&self, inner: S) -> Respond<S> {
-        Respond { inner, with: self.clone() }
+        Respond { inner, shared: self.0.clone() }
     }
 }
 
@@ -206,7 +197,7 @@ impl<S> tower::Layer<S> for Layer {
 #[derive(Clone)]
 pub(super) struct Respond<S> {
     inner: S,
-    with: Layer,
+    shared: Arc<Shared>,
 }
 
 impl<S> Service<Request<Incoming>> for Respond<S>
@@ -223,10 +214,11 @@ where
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        let id = self.with.ids.next();
+        let id = self.shared.ids.next();
+        let parts = &self.shared.parts;
         let route = route(request.method(), request.uri().path());
-        let record = Record::new(id, route.endpoint, "default", self.with.clock.now());
-        let exchange = Exchange::new(record, self.with.telemetry.clone(), self.with.clock);
+        let record = Record::new(id, route.endpoint, "default", parts.clock.now());
+        let exchange = Exchange::new(record, self.shared.clone());
         let upgrade = (request.version() == Version::HTTP_11 && upstream::is_upgrade(request.headers()))
             .then(|| hyper::upgrade::on(&mut request));
         let (head, body) = request.into_parts();

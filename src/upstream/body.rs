@@ -22,9 +22,18 @@ pub enum Payload {
     /// Read whole: it can be sent again.
     Whole(Bytes),
     /// Read whole, with trailers after it.
-    WithTrailers(Option<Bytes>, Option<HeaderMap>),
+    WithTrailers(Box<Trailed>),
     /// Passed through as it comes: it can be sent once.
     Stream(Upload),
+}
+
+/// A whole body and its trailers; each is gone once it is sent.
+#[derive(Clone, Debug)]
+pub struct Trailed {
+    /// The body.
+    pub bytes: Option<Bytes>,
+    /// The trailers.
+    pub trailers: Option<HeaderMap>,
 }
 
 /// A body that passes through, and how much of it has.
@@ -69,7 +78,7 @@ impl Payload {
         match self {
             Self::Empty => Some(Self::Empty),
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
-            Self::WithTrailers(bytes, trailers) => Some(Self::WithTrailers(bytes.clone(), trailers.clone())),
+            Self::WithTrailers(both) => Some(Self::WithTrailers(both.clone())),
             Self::Stream(_) => None,
         }
     }
@@ -89,9 +98,9 @@ impl Body for Payload {
                 Self::Whole(bytes) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 _ => Poll::Ready(None),
             },
-            Self::WithTrailers(bytes, trailers) => Poll::Ready(match bytes.take() {
+            Self::WithTrailers(both) => Poll::Ready(match both.bytes.take() {
                 Some(bytes) if !bytes.is_empty() => Some(Ok(Frame::data(bytes))),
-                _ => trailers.take().map(|t| Ok(Frame::trailers(t))),
+                _ => both.trailers.take().map(|t| Ok(Frame::trailers(t))),
             }),
             Self::Stream(upload) => {
                 let polled = upload.inner.as_mut().poll_frame(cx);
@@ -116,7 +125,7 @@ impl Body for Payload {
         match self {
             Self::Empty => true,
             Self::Whole(bytes) => bytes.is_empty(),
-            Self::WithTrailers(bytes, trailers) => bytes.is_none() && trailers.is_none(),
+            Self::WithTrailers(both) => both.bytes.is_none() && both.trailers.is_none(),
             Self::Stream(upload) => upload.inner.is_end_stream(),
         }
     }

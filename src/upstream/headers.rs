@@ -29,9 +29,12 @@ pub fn clean_request(headers: &mut HeaderMap, upgrade: bool) {
     headers.remove(header::EXPECT);
     headers.remove(header::PROXY_AUTHORIZATION);
     headers.remove(&HTTP2_SETTINGS);
-    let ours: Vec<HeaderName> = headers.keys().filter(|n| n.as_str().starts_with(OURS)).cloned().collect();
-    for name in ours {
-        headers.remove(name);
+    if headers.keys().any(|n| n.as_str().starts_with(OURS)) {
+        let ours: Vec<HeaderName> =
+            headers.keys().filter(|n| n.as_str().starts_with(OURS)).cloned().collect();
+        for name in ours {
+            headers.remove(name);
+        }
     }
     if let Some(protocol) = protocol {
         headers.insert(header::UPGRADE, protocol);

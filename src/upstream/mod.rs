@@ -13,7 +13,7 @@ mod pool;
 mod send;
 mod target;
 
-pub use body::{BoxError, Payload, ReplyBody, Upload};
+pub use body::{BoxError, Payload, ReplyBody, Trailed, Upload};
 pub use connect::{Dial, Dialing, Io, Network};
 pub use fault::{Fault, SetupError};
 pub use headers::{clean_request, clean_response, is_upgrade};

@@ -1,8 +1,8 @@
 //! Connections that are open, and who may use them next.
 //!
 //! HTTP/1.1: one process-wide list of idle handles, a stack per worker. A worker takes its own first
-//! (no wake-up across threads), then another's, then makes a new one; so no core keeps a cold pool of
-//! its own. HTTP/2: a few shared connections per worker, up to [`H2_STREAMS`] requests on each.
+//! (no wake-up across threads), then, where a new one would cost a TLS handshake, another's; then it
+//! makes a new one. So no core keeps a cold pool of its own. HTTP/2: a few shared connections per worker, up to [`H2_STREAMS`] requests on each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use crate::clock::Clock;
 use crate::policy::units::MonoTime;
+use crate::upstream::connect::Joined;
 use crate::upstream::{Io, Payload};
 
 /// Requests on one HTTP/2 connection: what servers commonly allow.
@@ -37,6 +38,8 @@ pub(super) struct Pool {
     /// Connections whose driver runs.
     open: Arc<AtomicUsize>,
     idle_timeout: Duration,
+    /// Take another worker's idle connection before making a new one.
+    steal: bool,
     clock: Clock,
 }
 
@@ -82,13 +85,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    pub(super) fn new(workers: usize, idle_timeout: Duration, clock: Clock) -> Arc<Self> {
+    pub(super) fn new(workers: usize, idle_timeout: Duration, steal: bool, clock: Clock) -> Arc<Self> {
         let empty = |_| Vec::new();
         Arc::new(Self {
             idle: Mutex::new((0..workers).map(empty).collect()),
             shared: Mutex::new((0..workers).map(|_| Vec::new()).collect()),
             open: Arc::default(),
             idle_timeout,
+            steal,
             clock,
         })
     }
@@ -98,7 +102,7 @@ impl Pool {
         let oldest = self.clock.now() - self.idle_timeout;
         let mut idle = lock(&self.idle);
         let workers = idle.len();
-        for offset in 0..workers {
+        for offset in 0..if self.steal { workers } else { 1 } {
             let stack = idle.get_mut((worker + offset) % workers)?;
             let mut at = stack.len();
             while at > 0 {
@@ -129,8 +133,10 @@ impl Pool {
         &self,
         io: Box<dyn Io>,
     ) -> Result<http1::SendRequest<Payload>, hyper::Error> {
-        let (handle, driver) =
-            http1::Builder::new().max_header_size(MAX_HEAD).handshake::<_, Payload>(TokioIo::new(io)).await?;
+        let (handle, driver) = http1::Builder::new()
+            .max_header_size(MAX_HEAD)
+            .handshake::<_, Payload>(TokioIo::new(Joined(io)))
+            .await?;
         drive(driver.with_upgrades(), Counted::new(&self.open));
         Ok(handle)
     }
@@ -147,7 +153,7 @@ impl Pool {
             .keep_alive_while_idle(false)
             .adaptive_window(true)
             .max_header_list_size(MAX_HEAD as u32)
-            .handshake::<_, Payload>(TokioIo::new(io))
+            .handshake::<_, Payload>(TokioIo::new(Joined(io)))
             .await?;
         drive(driver, Counted::new(&self.open));
         let streams = Arc::new(AtomicUsize::new(0));

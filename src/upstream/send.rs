@@ -74,7 +74,13 @@ impl Upstream {
             name: params.name.as_str().into(),
             target: Target::new(&params.base_url)?,
             key,
-            pool: Pool::new(workers, params.idle_timeout, clock),
+            pool: Pool::new(
+                workers,
+                params.idle_timeout,
+                // a new TCP connection is cheaper than waking another thread for every chunk
+                params.base_url.scheme_str() == Some("https"),
+                clock,
+            ),
             params,
             dial,
             clock,
@@ -193,7 +199,8 @@ impl Upstream {
         loop {
             let spare = if reuse { again(&request) } else { None };
             let sent = if http2 {
-                self.over_http2(worker, request, reuse, trace).await
+                // boxed: its state is twice the size of the usual path's, which would carry it along
+                Box::pin(self.over_http2(worker, request, reuse, trace)).await
             } else {
                 self.over_http1(worker, request, reuse, upgrade, trace).await
             };

@@ -1,0 +1,306 @@
+//! The live stack on virtual time: the listener, the whole pipeline, the gate with its timer and its
+//! rule, the pool, and the simulated upstream at the far end. Only sockets and threads are missing.
+
+use std::collections::BTreeMap;
+use std::future::ready;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
+use prometheus::{Registry, TextEncoder};
+use tidegate::clock::Clock;
+use tidegate::config::Config;
+use tidegate::demo::load::Progress;
+use tidegate::demo::report::Record;
+use tidegate::demo::wire::InMemory;
+use tidegate::demo::{Law, Load, SimulatedLlm, Stats, Workload};
+use tidegate::listener::{self, Serving};
+use tidegate::policy::engine::{self, Status};
+use tidegate::policy::predict::{self, Decision};
+use tidegate::policy::supply::Transition;
+use tidegate::policy::units::MonoTime;
+use tidegate::proxy::{self, Gate, Memory, Parts, Report, Tunnels};
+use tidegate::telemetry::{GateStatus, Telemetry};
+use tidegate::upstream::{Dial, Io, Upstream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceBuilder;
+
+/// Requests of one client, and from when on.
+pub(crate) struct Traffic {
+    pub(crate) client: String,
+    pub(crate) from: Duration,
+    pub(crate) workload: Workload,
+    pub(crate) load: Load,
+    /// Sent with each request.
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
+/// How a run is to go.
+pub(crate) struct Plan {
+    pub(crate) law: Law,
+    pub(crate) config: Config,
+    pub(crate) seed: u64,
+    pub(crate) hour: u8,
+    pub(crate) traffic: Vec<Traffic>,
+    pub(crate) after: Duration,
+    pub(crate) drain_at: Option<Duration>,
+}
+
+/// What came of it.
+pub(crate) struct Run {
+    /// Every client's requests.
+    pub(crate) records: BTreeMap<String, Vec<Record>>,
+    pub(crate) upstream: Stats,
+    /// Connections made to the upstream.
+    pub(crate) dialled: usize,
+    /// Of them, still in use at the end.
+    pub(crate) busy_connections: usize,
+    pub(crate) initial_permits: u32,
+    pub(crate) decisions: Vec<Decision>,
+    pub(crate) transitions: Vec<Transition>,
+    pub(crate) status: Status,
+    /// The page that Prometheus would scrape at the end.
+    pub(crate) metrics: String,
+    /// From the drain's begin to the last connection's end.
+    pub(crate) drained: Option<Duration>,
+}
+
+/// Everything of the proxy that its connections share.
+#[derive(Clone)]
+struct Proxy {
+    parts: Parts,
+    serving: Serving,
+    /// Ends what a drain did not finish in time.
+    force: CancellationToken,
+}
+
+struct ToSimulation {
+    wire: InMemory,
+    dialled: Arc<AtomicUsize>,
+}
+
+impl Dial for ToSimulation {
+    fn dial(&self) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Io>>> + Send + '_>> {
+        self.dialled.fetch_add(1, Ordering::Relaxed);
+        Box::pin(ready(Ok(Box::new(self.wire.connect()) as Box<dyn Io>)))
+    }
+}
+
+/// Runs it to the end.
+pub(crate) async fn run(plan: Plan) -> Run {
+    let Plan { law, config, seed, hour, traffic, after, drain_at } = plan;
+    let clock = Clock::start();
+    let llm = SimulatedLlm::new(law, seed, clock);
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let served = llm.clone();
+    let wire = InMemory::new(move |io| {
+        let served = served.clone();
+        async move { served.serve(io).await }
+    });
+    let dial = Box::new(ToSimulation { wire, dialled: dialled.clone() });
+    let upstream = Upstream::with_dial(config.upstream.clone(), dial, 1, clock).expect("upstream");
+    let registry = Registry::new();
+    let telemetry = Telemetry::new(&config.telemetry, clock, 1, &registry).expect("telemetry");
+
+    let decisions = Arc::new(Mutex::new(Vec::new()));
+    let transitions = Arc::new(Mutex::new(Vec::new()));
+    let gate = gate(&config, clock, &telemetry, &upstream, &decisions, &transitions);
+    let initial_permits = gate.status().limit;
+
+    let proxy = Proxy {
+        parts: Parts {
+            worker: 0,
+            params: config.limits.clone(),
+            gate: gate.clone(),
+            upstream: upstream.clone(),
+            memory: Memory::new(config.limits.body_memory),
+            tunnels: Tunnels::default(),
+            telemetry: telemetry.worker(0),
+            clock,
+        },
+        serving: Serving {
+            params: Arc::new(config.listen.clone()),
+            clock,
+            telemetry: telemetry.clone(),
+            drain: CancellationToken::new(),
+            draining: Arc::new(AtomicBool::new(false)),
+            tasks: TaskTracker::new(),
+        },
+        force: CancellationToken::new(),
+    };
+
+    let mut background = JoinSet::new();
+    background.spawn(gate.clone().run_timer());
+    background.spawn(keep_time(
+        gate.clone(),
+        upstream.clone(),
+        clock,
+        predict::interval(&config.scaling),
+        hour,
+    ));
+    let draining = async {
+        match drain_at {
+            None => None,
+            Some(at) => {
+                tokio::time::sleep(at).await;
+                Some(proxy.drain(config.listen.drain_timeout).await)
+            }
+        }
+    };
+    let clients = async {
+        let mut running = JoinSet::new();
+        for traffic in traffic {
+            let wire = proxy.wire(&traffic.headers);
+            running.spawn(traffic.drive(wire, clock));
+        }
+        let mut records: BTreeMap<String, Vec<Record>> = BTreeMap::new();
+        while let Some(ended) = running.join_next().await {
+            let (client, part) = ended.expect("the load driver runs to its end");
+            records.entry(client).or_default().extend(part);
+        }
+        records
+    };
+    let (records, drained) = tokio::join!(clients, draining);
+    tokio::time::sleep(after).await;
+
+    let metrics = TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics are text");
+    let decisions = std::mem::take(&mut *decisions.lock().expect("no panic under it"));
+    let transitions = std::mem::take(&mut *transitions.lock().expect("no panic under it"));
+    Run {
+        records,
+        upstream: llm.stats(),
+        dialled: dialled.load(Ordering::Relaxed),
+        busy_connections: upstream.connections().1,
+        initial_permits,
+        decisions,
+        transitions,
+        status: gate.status(),
+        metrics,
+        drained,
+    }
+}
+
+/// The proxy's seconds and decisions, as `app/control.rs` has them; the hour is the scenario's.
+async fn keep_time(gate: Arc<Gate>, upstream: Arc<Upstream>, clock: Clock, interval: Duration, hour: u8) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut next = clock.now() + interval;
+    loop {
+        seconds.tick().await;
+        gate.tick();
+        upstream.prune();
+        let now = clock.now();
+        if now >= next {
+            next = now + interval;
+            gate.decide(hour);
+        }
+    }
+}
+
+fn gate(
+    config: &Config,
+    clock: Clock,
+    telemetry: &Arc<Telemetry>,
+    upstream: &Arc<Upstream>,
+    decisions: &Arc<Mutex<Vec<Decision>>>,
+    transitions: &Arc<Mutex<Vec<Transition>>>,
+) -> Arc<Gate> {
+    let params = engine::Params {
+        admission: config.queue.clone(),
+        scaling: config.scaling.clone(),
+        breaker: config.breaker.clone(),
+    };
+    let (told, name) = (telemetry.clone(), upstream.name().clone());
+    let (decisions, transitions) = (decisions.clone(), transitions.clone());
+    let gate = Gate::new(params, clock, move |report| match report {
+        Report::Decided(decision) => {
+            told.decision("default", &decision);
+            decisions.lock().expect("no panic under it").push(decision);
+        }
+        Report::Breaker(transition) => {
+            told.breaker(&name, transition);
+            transitions.lock().expect("no panic under it").push(transition);
+        }
+    });
+    let (observed, upstream) = (gate.clone(), upstream.clone());
+    telemetry.observe_gate(move || {
+        let s = observed.status();
+        let (idle, active) = upstream.connections();
+        GateStatus {
+            group: "default",
+            upstream: upstream.name().clone(),
+            limit: s.limit,
+            need: s.need,
+            ceiling: s.ceiling,
+            min: s.min,
+            max: s.max,
+            in_flight: s.in_flight,
+            unqueued: s.unqueued as u32,
+            websockets: s.websockets as u32,
+            queued: s.queued,
+            queue_bytes: s.queue_bytes,
+            breaker: s.breaker,
+            breaker_open_until: s.breaker_open_until,
+            draining: s.draining,
+            connections_idle: idle,
+            connections_active: active,
+        }
+    });
+    gate
+}
+
+impl Proxy {
+    /// Connections of a client that sends `headers` with each request.
+    fn wire(&self, headers: &BTreeMap<String, String>) -> InMemory {
+        let extra: Vec<(HeaderName, HeaderValue)> = headers
+            .iter()
+            .map(|(n, v)| (n.parse().expect("a header's name"), v.parse().expect("a header's value")))
+            .collect();
+        let service = ServiceBuilder::new()
+            .map_request(move |mut request: Request<Incoming>| {
+                request.headers_mut().extend(extra.iter().cloned());
+                request
+            })
+            .service(proxy::stack(self.parts.clone()));
+        let with = self.clone();
+        InMemory::new(move |io| {
+            let (with, service) = (with.clone(), service.clone());
+            async move {
+                // the socket is closed by then
+                if with.serving.draining.load(Ordering::Relaxed) {
+                    return;
+                }
+                let connection =
+                    with.serving.tasks.clone().track_future(listener::serve(io, service, with.serving));
+                with.force.run_until_cancelled(connection).await;
+            }
+        })
+    }
+
+    /// Drains as `app` does, and says how long that took.
+    async fn drain(&self, timeout: Duration) -> Duration {
+        let began = self.parts.clock.now();
+        self.parts.gate.drain();
+        self.serving.draining.store(true, Ordering::Relaxed);
+        self.serving.drain.cancel();
+        self.serving.tasks.close();
+        if tokio::time::timeout(timeout, self.serving.tasks.wait()).await.is_err() {
+            self.force.cancel();
+        }
+        self.parts.clock.now().since(began)
+    }
+}
+
+impl Traffic {
+    async fn drive(self, wire: InMemory, clock: Clock) -> (String, Vec<Record>) {
+        tokio::time::sleep_until(clock.instant(MonoTime::ZERO + self.from)).await;
+        let report = self.load.run_over(wire, &self.workload, clock, &Progress::default()).await;
+        (self.client, report.expect("a load that can be driven").records)
+    }
+}
