@@ -10,8 +10,10 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{LAST_MOMENT, Shared};
-use crate::clock;
+use crate::clock::{self, Clock};
+use crate::proxy::Gate;
 use crate::telemetry::{Admin, serve_connection};
+use crate::upstream::Upstream;
 
 /// Scrapes and probes at once; more than that is a mistake or an attack.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -46,7 +48,8 @@ impl Control {
         let tasks = TaskTracker::new();
         tasks.spawn(serve_admin(self.admin, self.admin_socket));
         tasks.spawn(self.shared.gate.clone().run_timer());
-        tasks.spawn(tick(self.shared.clone(), self.interval));
+        let Shared { gate, upstream, clock, .. } = self.shared.clone();
+        tasks.spawn(keep_time(gate, upstream, clock, self.interval, hour));
         let stop = self.shared.stop.clone();
         stop.drain.cancelled().await;
         self.shared.begin_drain();
@@ -66,19 +69,28 @@ impl Control {
     }
 }
 
-/// The seconds, and every so many of them the predictor. A tick that comes late is not made up for.
-async fn tick(shared: Shared, interval: Duration) {
+/// The proxy's seconds, and every `interval` a decision. Runs until dropped.
+///
+/// A tick that comes late is not made up for. `hour` is asked for the hour of the day. The scenarios run it
+/// on a paused clock.
+pub async fn keep_time(
+    gate: Arc<Gate>,
+    upstream: Arc<Upstream>,
+    clock: Clock,
+    interval: Duration,
+    hour: impl Fn() -> u8,
+) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut next = shared.clock.now() + interval;
+    let mut next = clock.now() + interval;
     loop {
         seconds.tick().await;
-        shared.gate.tick();
-        shared.upstream.prune();
-        let now = shared.clock.now();
+        gate.tick();
+        upstream.prune();
+        let now = clock.now();
         if now >= next {
             next = now + interval;
-            shared.gate.decide(hour());
+            gate.decide(hour());
         }
     }
 }

@@ -12,6 +12,8 @@
 mod control;
 mod worker;
 
+pub use control::keep_time;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -123,7 +125,7 @@ impl Running {
         let (sockets, address) = bind_all(config.listen.address, workers)?;
         let admin_socket = bind("admin", config.telemetry.admin_address)?;
         let admin = local_address("admin", &admin_socket)?;
-        let gate = gate(config, clock, &telemetry, &upstream);
+        let gate = gate(config, clock, &telemetry, &upstream, |_| {});
         let shared = Shared {
             gate,
             upstream,
@@ -201,16 +203,26 @@ impl Running {
     }
 }
 
-fn gate(config: &Config, clock: Clock, telemetry: &Arc<Telemetry>, upstream: &Arc<Upstream>) -> Arc<Gate> {
+/// The gate, with telemetry told of all it reports and of its state. `heard` hears of each report as well.
+pub fn gate(
+    config: &Config,
+    clock: Clock,
+    telemetry: &Arc<Telemetry>,
+    upstream: &Arc<Upstream>,
+    heard: impl Fn(&Report) + Send + Sync + 'static,
+) -> Arc<Gate> {
     let params = engine::Params {
         admission: config.queue.clone(),
         scaling: config.scaling.clone(),
         breaker: config.breaker.clone(),
     };
     let (told, name) = (telemetry.clone(), upstream.name().clone());
-    let gate = Gate::new(params, clock, move |report| match report {
-        Report::Decided(decision) => told.decision(GROUP, &decision),
-        Report::Breaker(transition) => told.breaker(&name, transition),
+    let gate = Gate::new(params, clock, move |report| {
+        heard(&report);
+        match report {
+            Report::Decided(decision) => told.decision(GROUP, &decision),
+            Report::Breaker(transition) => told.breaker(&name, transition),
+        }
     });
     let (observed, upstream) = (gate.clone(), upstream.clone());
     telemetry.observe_gate(move || {

@@ -41,11 +41,7 @@ pub(super) fn health(options: &Options) -> ExitCode {
 /// Where the running proxy's admin service is, by the same settings it was started with. One that
 /// listens everywhere is asked on loopback.
 fn address(settings: &Settings) -> io::Result<SocketAddr> {
-    let configured = match (&settings.admin, config::load(&settings.sources())) {
-        (Some(flag), _) => flag.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?,
-        (None, Ok(loaded)) => loaded.config.telemetry.admin_address,
-        (None, Err(faults)) => return Err(io::Error::other(faults.to_string())),
-    };
+    let configured = config::admin_address(&settings.sources()).map_err(io::Error::other)?;
     if configured.ip().is_unspecified() {
         let loopback = if configured.is_ipv4() { "127.0.0.1" } else { "::1" };
         return (loopback, configured.port())

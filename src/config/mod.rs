@@ -15,6 +15,7 @@ mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use faults::{Fault, Faults, Place};
@@ -80,18 +81,37 @@ pub struct Loaded {
 /// # Errors
 /// Every fault in them, or why the file cannot be read.
 pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
-    let (text, name) = match &sources.file {
-        None => (String::new(), String::new()),
-        Some(path) => {
-            let name = path.display().to_string();
-            let text = std::fs::read_to_string(path).map_err(|e| {
-                let message = format!("cannot be read: {e}");
-                Faults::new(&name, vec![Fault { place: Place::File, key: String::new(), message }])
-            })?;
-            (text, name)
-        }
-    };
+    let (text, name) = text_of(sources)?;
     parse(&text, &name, &sources.environment, &sources.flags, &secret::read_file)
+}
+
+/// Where the admin service listens by these sources, whatever else is wrong or missing in them: a container's
+/// health check sees the environment of the proxy it asks about, but not the flags that named its file.
+///
+/// # Errors
+/// The file cannot be read, or it is this one setting that is at fault.
+pub fn admin_address(sources: &Sources) -> Result<SocketAddr, Faults> {
+    let (text, name) = text_of(sources)?;
+    let mut reader = Reader::default();
+    reader.file(&text).map_err(|fault| Faults::new(&name, vec![fault]))?;
+    reader.environment(&sources.environment);
+    reader.flags(&sources.flags);
+    let address = reader.take("admin.address", values::address);
+    if reader.is_faulty("admin.address") {
+        let faults = reader.finish().into_iter().filter(|fault| fault.key == "admin.address").collect();
+        return Err(Faults::new(&name, faults));
+    }
+    Ok(address.unwrap_or(telemetry::Params::default().admin_address))
+}
+
+fn text_of(sources: &Sources) -> Result<(String, String), Faults> {
+    let Some(path) = &sources.file else { return Ok((String::new(), String::new())) };
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let message = format!("cannot be read: {e}");
+        Faults::new(&name, vec![Fault { place: Place::File, key: String::new(), message }])
+    })?;
+    Ok((text, name))
 }
 
 /// Reads settings from `text` instead of a file; `name` is what faults call it, empty where there is no file.

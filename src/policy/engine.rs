@@ -348,11 +348,12 @@ impl Engine {
         {
             return effects.push(refuse(Refusal::QueueFull, self.wait_of(a.priority, a.tenant)));
         }
+        let ahead = self.queue.ahead_of(a.priority, a.tenant);
         if verdict == Verdict::Pass
-            && let Some(wait) = self.wait_of(a.priority, a.tenant)
-            && now + wait > deadline
+            && let Some(least) = self.drain_rate.least_wait(ahead, self.permits.in_flight())
+            && now + least > deadline
         {
-            return effects.push(refuse(Refusal::DeadlineUnreachable, Some(wait)));
+            return effects.push(refuse(Refusal::DeadlineUnreachable, self.drain_rate.wait(ahead)));
         }
         self.queue.push(Waiting {
             ticket,

@@ -12,6 +12,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
 use prometheus::{Registry, TextEncoder};
+use tidegate::app;
 use tidegate::clock::Clock;
 use tidegate::config::Config;
 use tidegate::demo::load::Progress;
@@ -19,12 +20,12 @@ use tidegate::demo::report::Record;
 use tidegate::demo::wire::InMemory;
 use tidegate::demo::{Law, Load, SimulatedLlm, Stats, Workload};
 use tidegate::listener::{self, Serving};
-use tidegate::policy::engine::{self, Status};
+use tidegate::policy::engine::Status;
 use tidegate::policy::predict::{self, Decision};
 use tidegate::policy::supply::Transition;
 use tidegate::policy::units::MonoTime;
-use tidegate::proxy::{self, Gate, Memory, Parts, Report, Tunnels};
-use tidegate::telemetry::{GateStatus, Telemetry};
+use tidegate::proxy::{self, Memory, Parts, Report, Tunnels};
+use tidegate::telemetry::Telemetry;
 use tidegate::upstream::{Dial, Io, Upstream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -110,7 +111,11 @@ pub(crate) async fn run(plan: Plan) -> Run {
 
     let decisions = Arc::new(Mutex::new(Vec::new()));
     let transitions = Arc::new(Mutex::new(Vec::new()));
-    let gate = gate(&config, clock, &telemetry, &upstream, &decisions, &transitions);
+    let (decided, turned) = (decisions.clone(), transitions.clone());
+    let gate = app::gate(&config, clock, &telemetry, &upstream, move |report| match report {
+        Report::Decided(decision) => decided.lock().expect("no panic under it").push(decision.clone()),
+        Report::Breaker(transition) => turned.lock().expect("no panic under it").push(*transition),
+    });
     let initial_permits = gate.status().limit;
 
     let proxy = Proxy {
@@ -137,13 +142,8 @@ pub(crate) async fn run(plan: Plan) -> Run {
 
     let mut background = JoinSet::new();
     background.spawn(gate.clone().run_timer());
-    background.spawn(keep_time(
-        gate.clone(),
-        upstream.clone(),
-        clock,
-        predict::interval(&config.scaling),
-        hour,
-    ));
+    let interval = predict::interval(&config.scaling);
+    background.spawn(app::keep_time(gate.clone(), upstream.clone(), clock, interval, move || hour));
     let draining = async {
         match drain_at {
             None => None,
@@ -184,75 +184,6 @@ pub(crate) async fn run(plan: Plan) -> Run {
         metrics,
         drained,
     }
-}
-
-/// The proxy's seconds and decisions, as `app/control.rs` has them; the hour is the scenario's.
-async fn keep_time(gate: Arc<Gate>, upstream: Arc<Upstream>, clock: Clock, interval: Duration, hour: u8) {
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut next = clock.now() + interval;
-    loop {
-        seconds.tick().await;
-        gate.tick();
-        upstream.prune();
-        let now = clock.now();
-        if now >= next {
-            next = now + interval;
-            gate.decide(hour);
-        }
-    }
-}
-
-fn gate(
-    config: &Config,
-    clock: Clock,
-    telemetry: &Arc<Telemetry>,
-    upstream: &Arc<Upstream>,
-    decisions: &Arc<Mutex<Vec<Decision>>>,
-    transitions: &Arc<Mutex<Vec<Transition>>>,
-) -> Arc<Gate> {
-    let params = engine::Params {
-        admission: config.queue.clone(),
-        scaling: config.scaling.clone(),
-        breaker: config.breaker.clone(),
-    };
-    let (told, name) = (telemetry.clone(), upstream.name().clone());
-    let (decisions, transitions) = (decisions.clone(), transitions.clone());
-    let gate = Gate::new(params, clock, move |report| match report {
-        Report::Decided(decision) => {
-            told.decision("default", &decision);
-            decisions.lock().expect("no panic under it").push(decision);
-        }
-        Report::Breaker(transition) => {
-            told.breaker(&name, transition);
-            transitions.lock().expect("no panic under it").push(transition);
-        }
-    });
-    let (observed, upstream) = (gate.clone(), upstream.clone());
-    telemetry.observe_gate(move || {
-        let s = observed.status();
-        let (idle, active) = upstream.connections();
-        GateStatus {
-            group: "default",
-            upstream: upstream.name().clone(),
-            limit: s.limit,
-            need: s.need,
-            ceiling: s.ceiling,
-            min: s.min,
-            max: s.max,
-            in_flight: s.in_flight,
-            unqueued: s.unqueued as u32,
-            websockets: s.websockets as u32,
-            queued: s.queued,
-            queue_bytes: s.queue_bytes,
-            breaker: s.breaker,
-            breaker_open_until: s.breaker_open_until,
-            draining: s.draining,
-            connections_idle: idle,
-            connections_active: active,
-        }
-    });
-    gate
 }
 
 impl Proxy {

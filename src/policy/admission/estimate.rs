@@ -52,6 +52,18 @@ impl DrainRate {
         let secs = (ahead as f64 + 1.0) / self.per_second()?;
         Some(Duration::from_secs_f64(secs.min(86_400.0)))
     }
+
+    /// The least that the wait can be, as far as anyone can tell: what is refused on it is hopeless.
+    ///
+    /// Requests that were admitted together end together, so the first few permits that come free say
+    /// little of the pace. The `in_flight` others count as if theirs came free now; after some turnovers that
+    /// makes no difference.
+    #[must_use]
+    pub fn least_wait(&self, ahead: usize, in_flight: u32) -> Option<Duration> {
+        self.per_second()?;
+        let secs = (ahead as f64 + 1.0) * self.busy / (self.freed + f64::from(in_flight));
+        Some(Duration::from_secs_f64(secs.min(86_400.0)))
+    }
 }
 
 /// A low estimate of the time from admission to the response's head.
@@ -115,6 +127,24 @@ mod tests {
         assert_eq!(d.per_second(), Some(rate));
         let wait = d.wait(19).unwrap().as_secs_f64();
         assert!((wait - 10.0).abs() < 0.5, "{wait}");
+    }
+
+    #[test]
+    fn the_first_of_a_wave_do_not_speak_for_the_rest() {
+        let mut d = DrainRate::default();
+        // 20 admitted together; the first three of them end after 1.1 s
+        d.advance(MonoTime::from_nanos(1_100_000_000), true);
+        (0..3).for_each(|_| d.freed());
+        assert!(d.wait(30).unwrap() > Duration::from_secs(10), "2.7 a second, it seems");
+        let least = d.least_wait(30, 17).unwrap();
+        assert!(least < Duration::from_secs(2), "20 in 1.1 s, if the others follow: {least:?}");
+        // and in the long run both say the same
+        for s in 2..=120 {
+            d.advance(MonoTime::from_secs(s), true);
+            (0..17).for_each(|_| d.freed());
+        }
+        let (least, wait) = (d.least_wait(99, 20).unwrap(), d.wait(99).unwrap());
+        assert!(least <= wait && least > wait.mul_f64(0.95), "{least:?} {wait:?}");
     }
 
     #[test]

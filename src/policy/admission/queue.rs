@@ -47,6 +47,8 @@ const MAX_COST: u64 = 4 * QUANTUM;
 struct Lane {
     entries: BTreeMap<u64, Waiting>,
     deficit: u64,
+    /// Its turn has begun, and it has been given this turn's tokens.
+    in_turn: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -132,13 +134,17 @@ impl Queue {
             let lane = class.lanes.get_mut(&tenant)?;
             let (&seq, head) = lane.entries.first_key_value()?;
             let cost = head.cost.0.clamp(1, MAX_COST);
+            // topped up as its turn begins, not as it ends: else a newcomer's first turn would be an empty one
+            if !std::mem::replace(&mut lane.in_turn, true) {
+                lane.deficit += QUANTUM;
+            }
             if lane.deficit >= cost {
                 lane.deficit -= cost;
                 let ticket = head.ticket;
                 self.places.remove(&ticket);
                 return self.take_out(priority, tenant, seq);
             }
-            lane.deficit += QUANTUM;
+            lane.in_turn = false;
             class.turn.rotate_left(1);
         }
     }
@@ -235,6 +241,18 @@ mod tests {
 
     fn order(q: &mut Queue) -> Vec<u64> {
         std::iter::from_fn(|| q.pop()).map(|r| r.ticket.0).collect()
+    }
+
+    #[test]
+    fn a_newcomer_waits_for_the_rest_of_one_turn() {
+        for served in 0..20 {
+            let mut q = Queue::default();
+            (0..100).for_each(|t| q.push(w(t, 1, Priority::Normal, 1024)));
+            (0..served).for_each(|_| assert!(q.pop().is_some()));
+            q.push(w(1000, 2, Priority::Normal, 1024));
+            let ahead = order(&mut q).iter().position(|t| *t == 1000).unwrap();
+            assert!(ahead <= 4, "after {served}: {ahead} of 4 in a turn");
+        }
     }
 
     #[test]
