@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
-use crate::upstream::{Params, Payload, Secret, Trace, Upstream};
+use crate::upstream::{Params, Payload, Repeat, Secret, Trace, Upstream};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -42,6 +42,9 @@ pub(super) struct Options {
     #[arg(long)]
     json: bool,
 }
+
+/// Microseconds in an hour: more than any answer takes.
+const LONGEST: u64 = 3_600_000_000;
 
 /// What the samples came to.
 struct Samples {
@@ -175,7 +178,7 @@ impl Prober {
     }
 
     async fn sample(&self, options: &Options, model: Option<&str>) -> Result<Samples, String> {
-        let empty = || Histogram::new(3).map_err(|e| e.to_string());
+        let empty = || Histogram::new_with_bounds(1, LONGEST, 3).map_err(|e| e.to_string());
         let samples =
             Samples { latency: empty()?, first_byte: empty()?, errors: Vec::new(), left: options.samples };
         let samples = Mutex::new(samples);
@@ -238,7 +241,7 @@ impl Prober {
         let answering = async {
             let response = self
                 .upstream
-                .send(0, head, payload, self.timeout, true, &mut trace)
+                .send(0, head, payload, self.timeout, Repeat::IfIdempotent, &mut trace)
                 .await
                 .map_err(|fault| fault.to_string())?;
             let first_byte = self.clock.now().since(began);

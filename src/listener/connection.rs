@@ -83,6 +83,8 @@ where
     let mut registered = false;
     let mut watch: Option<Pin<Box<Sleep>>> = None;
     let patience = with.params.write_timeout;
+    let mut nudge: Option<Pin<Box<Sleep>>> = None;
+    let idle = with.params.keep_alive_idle;
     let ended = poll_fn(|cx| {
         // the token is asked once to be woken by it and again when its flag is up: asking takes a lock
         if !draining && (!registered || with.draining.load(Ordering::Relaxed)) {
@@ -94,6 +96,16 @@ where
         }
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
             return Poll::Ready(ended);
+        }
+        // hyper does not read again when a response is over, so nothing below it would notice that the
+        // connection idles: it is nudged once its time may be over
+        if activity.busy.load(Ordering::Relaxed) == 0 && activity.begun.load(Ordering::Relaxed) > 0 {
+            let nudge = nudge.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+            while nudge.as_mut().poll(cx).is_ready() {
+                let next = with.clock.instant(with.clock.now() + idle);
+                nudge.as_mut().reset(next);
+                cx.waker().wake_by_ref();
+            }
         }
         if activity.multiplexed.load(Ordering::Relaxed) {
             let watch = watch.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience / 2)));
@@ -163,7 +175,7 @@ where
         if multiplexed {
             self.activity.multiplexed.store(true, Ordering::Relaxed);
         }
-        let busy = Some(Busy::new(&self.activity));
+        let busy = Some(Busy::new(&self.activity, self.clock));
         let streams = multiplexed.then(|| self.streams.clone());
         // the stack is always ready: it waits in its futures
         let answering = self.service.clone().call(request);

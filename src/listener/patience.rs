@@ -17,7 +17,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -34,6 +34,10 @@ use crate::wire::poll_write_slices;
 pub(super) struct Activity {
     /// Requests whose response is not over.
     pub(super) busy: AtomicUsize,
+    /// Requests so far.
+    pub(super) begun: AtomicUsize,
+    /// When the last response was over, in nanoseconds of the clock.
+    pub(super) idle_since: AtomicU64,
     /// HTTP/2, where bytes between requests are not a head.
     pub(super) multiplexed: AtomicBool,
 }
@@ -76,6 +80,8 @@ pub(super) struct Patient<IO> {
     clock: Clock,
     phase: Phase,
     since: MonoTime,
+    /// Requests that `phase` takes account of.
+    begun: usize,
     reading: Option<Pin<Box<Sleep>>>,
     stuck_since: Option<MonoTime>,
     writing: Option<Pin<Box<Sleep>>>,
@@ -90,20 +96,23 @@ impl<IO> Patient<IO> {
             clock,
             phase: Phase::New,
             since: clock.now(),
+            begun: 0,
             reading: None,
             stuck_since: None,
             writing: None,
         }
     }
 
-    /// Follows the requests: hyper asks for more bytes whenever one begins or ends.
+    /// Follows the requests. One may have come and gone since it was last called.
     fn follow(&mut self) {
+        let begun = self.activity.begun.load(Ordering::Relaxed);
         if self.activity.busy.load(Ordering::Relaxed) > 0 {
             self.phase = Phase::Busy;
-        } else if self.phase == Phase::Busy {
+        } else if self.phase == Phase::Busy || begun != self.begun {
             self.phase = Phase::Idle;
-            self.since = self.clock.now();
+            self.since = MonoTime::from_nanos(self.activity.idle_since.load(Ordering::Relaxed));
         }
+        self.begun = begun;
     }
 
     fn received(&mut self) {

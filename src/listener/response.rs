@@ -19,17 +19,19 @@ use crate::listener::patience::Activity;
 use crate::policy::units::MonoTime;
 
 /// Counts one request as under way.
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct Busy(Arc<Activity>, Clock);
 
 impl Busy {
-    pub(super) fn new(activity: &Arc<Activity>) -> Self {
+    pub(super) fn new(activity: &Arc<Activity>, clock: Clock) -> Self {
+        activity.begun.fetch_add(1, Ordering::Relaxed);
         activity.busy.fetch_add(1, Ordering::Relaxed);
-        Self(activity.clone())
+        Self(activity.clone(), clock)
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.0.idle_since.store(self.1.now().as_nanos(), Ordering::Relaxed);
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn of_status(status: StatusCode) -> Outcome {
 
 fn of_trouble(trouble: &Trouble) -> Outcome {
     match trouble {
-        Trouble::Upstream(Fault::Upload(_) | Fault::Request(_)) => Outcome::Ignore,
+        Trouble::Upstream(Fault::Request(_)) => Outcome::Ignore,
         Trouble::Upstream(Fault::Garbage(_) | Fault::Unacceptable(_)) => Outcome::Failure,
         Trouble::Upstream(_) => Outcome::Overload,
         // the client chose the deadline; a short one must not make the upstream look broken

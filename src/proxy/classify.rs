@@ -129,6 +129,7 @@ async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, 
         memory,
         upgrade: request.upgrade,
         arrival,
+        inference: takes_permit == TakesPermit::Yes && !seen.lasting,
         answer_by: wanted.filter(|w| w.strict).map(|w| arrived + w.within),
         exchange,
     })

@@ -3,9 +3,13 @@
 //! After a 101 the connection carries another protocol (RFC 9110 §7.8). Both sides are copied to each
 //! other until one closes, the drain ends, or the process does. The permit is held for all of it.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,6 +18,15 @@ use crate::proxy::Permit;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::forward::Tunnel;
 use crate::telemetry::Ended;
+
+/// How long one side of a tunnel may go on after the other has closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> std::io::Result<u64> {
+    let bytes = tokio::io::copy(&mut from, &mut to).await?;
+    to.shutdown().await?;
+    Ok(bytes)
+}
 
 /// Where tunnels run, so that a drain can wait for them and at last end them.
 #[derive(Clone, Debug, Default)]
@@ -41,16 +54,26 @@ impl Tunnels {
         self.tracker.spawn(async move {
             let copying = async {
                 let (client, upstream) = tokio::try_join!(client, upstream).map_err(std::io::Error::other)?;
-                let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                tokio::io::copy_bidirectional(&mut client, &mut upstream).await
-            };
-            tokio::select! {
-                copied = copying => {
-                    if let Ok((up, down)) = copied {
-                        exchange.record.request_bytes = up;
-                        exchange.record.response_bytes = down;
+                let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+                let (client, upstream) = (tokio::io::split(client), tokio::io::split(upstream));
+                let record = &mut exchange.record;
+                let (mut up, mut down) = (pin!(copy(client.0, upstream.1)), pin!(copy(upstream.0, client.1)));
+                // one side closed: the other has a moment to finish what it was saying, and no more, since
+                // nothing in WebSocket goes one way only
+                tokio::select! {
+                    copied = &mut up => {
+                        record.request_bytes = copied?;
+                        record.response_bytes = timeout(LAST_WORDS, down).await??;
+                    }
+                    copied = &mut down => {
+                        record.response_bytes = copied?;
+                        record.request_bytes = timeout(LAST_WORDS, up).await??;
                     }
                 }
+                Ok::<_, std::io::Error>(())
+            };
+            tokio::select! {
+                _ = copying => {}
                 () = end.cancelled() => {}
             }
             exchange.record.ended = Ended::Success;

@@ -73,6 +73,8 @@ pub(super) struct Classified {
     pub(super) memory: Option<super::intake::Held>,
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) arrival: Arrival,
+    /// Inference that leaves nothing behind at the upstream: doing it twice does no harm.
+    pub(super) inference: bool,
     /// The moment after which its client does not want the head any more, where it said so to us.
     pub(super) answer_by: Option<MonoTime>,
     pub(super) exchange: Box<Exchange>,

@@ -11,11 +11,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Response, StatusCode};
 use tower::Service;
 
-use crate::policy::engine::Kind;
 use crate::proxy::exchange::{Admitted, Exchange};
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Parts, Permit, Shared};
-use crate::upstream::{Fault, ReplyBody, Trace, clean_request};
+use crate::upstream::{Fault, Paused, Repeat, ReplyBody, Trace, clean_request};
 
 /// The upstream's answer, with everything that must be let go of when it is over.
 pub(super) struct Answer {
@@ -68,16 +67,20 @@ async fn forward(shared: Arc<Shared>, admitted: Admitted) -> Result<Answer, Unan
     exchange.record.dispatched = Some(began);
     let mut trace = Trace::default();
     let sent = {
-        // inference is retried on a dead connection as RFC 9110 §9.2.2 allows for idempotent methods:
-        // the worst that can come of it is an answer that nobody reads
-        let inference = request.arrival.kind == Kind::Queued;
+        let repeat = if request.arrival.bytes > shared.parts.params.replay_bytes {
+            Repeat::Never
+        } else if request.inference {
+            // beyond RFC 9110 §9.2.2: the worst that can come of it is an answer that nobody reads
+            Repeat::Always
+        } else {
+            Repeat::IfIdempotent
+        };
         let patience = upstream.params().first_byte_timeout;
-        let sending =
-            upstream.send(shared.parts.worker, head, request.payload, patience, inference, &mut trace);
+        let sending = upstream.send(shared.parts.worker, head, request.payload, patience, repeat, &mut trace);
         match request.answer_by {
-            None => sending.await.map_err(Trouble::Upstream),
+            None => sending.await.map_err(trouble),
             Some(by) => match tokio::time::timeout_at(clock.instant(by), sending).await {
-                Ok(sent) => sent.map_err(Trouble::Upstream),
+                Ok(sent) => sent.map_err(trouble),
                 Err(_) => Err(Trouble::DeadlinePassed),
             },
         }
@@ -95,7 +98,7 @@ async fn forward(shared: Arc<Shared>, admitted: Admitted) -> Result<Answer, Unan
         }
         Err(trouble) => {
             if let Trouble::Upstream(fault) = &trouble {
-                tracing::debug!(upstream = %upstream.name(), %fault, "no answer");
+                tracing::warn!(upstream = %upstream.name(), %fault, "no answer");
             }
             Err(Unanswered { trouble, permit, exchange })
         }
@@ -114,4 +117,13 @@ fn open(
     };
     let (head, body) = response.into_parts();
     Ok((head, body, tunnel))
+}
+
+/// Whose fault it is: an upload that broke off is its client's.
+fn trouble(fault: Fault) -> Trouble {
+    match fault {
+        Fault::Upload(error) => Trouble::ClientBody(error.to_string()),
+        Fault::UploadPaused(Paused(pause)) => Trouble::BodyTimeout { pause },
+        fault => Trouble::Upstream(fault),
+    }
 }

@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 use crate::clock::Clock;
 use crate::policy::units::MonoTime;
 use crate::proxy::respond::Trouble;
-use crate::upstream::{BoxError, Payload, Trailed, Upload};
+use crate::upstream::{BoxError, Paused, Payload, Trailed, Upload};
 
 /// Memory for all request bodies of the process.
 #[derive(Clone, Debug)]
@@ -173,9 +173,7 @@ impl Body for Paced {
                 let timer = this.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
                 match timer.as_mut().poll(cx) {
                     Poll::Pending => Poll::Pending,
-                    Poll::Ready(()) => {
-                        Poll::Ready(Some(Err(format!("the client paused for {:?}", this.pause).into())))
-                    }
+                    Poll::Ready(()) => Poll::Ready(Some(Err(Paused(this.pause).into()))),
                 }
             }
         }

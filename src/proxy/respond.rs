@@ -116,7 +116,6 @@ impl Trouble {
             Self::BodyTooLarge { .. } => client(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTimeout { .. } => client(StatusCode::REQUEST_TIMEOUT, "bad_request"),
             Self::ClientBody(_) | Self::BadRequest(_) => client(StatusCode::BAD_REQUEST, "bad_request"),
-            Self::Upstream(Fault::Upload(_)) => client(StatusCode::BAD_REQUEST, "bad_request"),
             Self::Upstream(f) if f.is_timeout() => fault(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::Upstream(_) => fault(StatusCode::BAD_GATEWAY, "upstream_error"),
             Self::DeadlinePassed => fault(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),

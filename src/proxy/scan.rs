@@ -15,6 +15,8 @@ pub struct Head {
     pub stream: bool,
     /// The most tokens it wants back.
     pub max_tokens: Option<u64>,
+    /// It leaves something behind at the upstream: a background job, or a stored answer.
+    pub lasting: bool,
 }
 
 /// Scans a body; `None` if it is not a JSON object. A field of a type it should not have counts as absent.
@@ -45,6 +47,9 @@ impl<'de> Visitor<'de> for HeadVisitor {
                     }
                 }
                 Some("stream") => head.stream = matches!(map.next_value_seed(AnyScalar)?, Scalar::Bool(true)),
+                Some("background" | "store") => {
+                    head.lasting |= matches!(map.next_value_seed(AnyScalar)?, Scalar::Bool(true));
+                }
                 Some("max_tokens" | "max_completion_tokens" | "max_output_tokens") => {
                     if let Scalar::Number(n) = map.next_value_seed(AnyScalar)? {
                         head.max_tokens = Some(n);
@@ -141,7 +146,7 @@ mod tests {
     use super::*;
 
     fn head(model: Option<&str>, stream: bool, max_tokens: Option<u64>) -> Option<Head> {
-        Some(Head { model: model.map(str::to_owned), stream, max_tokens })
+        Some(Head { model: model.map(str::to_owned), stream, max_tokens, lasting: false })
     }
 
     #[test]
@@ -152,6 +157,8 @@ mod tests {
         assert_eq!(scan(body), head(Some("gpt-4o"), true, Some(12)));
         assert_eq!(scan(br#"{"mod\u0065l":"a\nb"}"#), head(Some("a\nb"), false, None));
         assert_eq!(scan(b"{}"), head(None, false, None));
+        assert!(scan(br#"{"store":false,"background":true}"#).unwrap().lasting);
+        assert!(!scan(br#"{"store":false,"background":null}"#).unwrap().lasting);
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub enum SetupError {
     Tls(#[from] rustls::Error),
 }
 
+/// A request's body of which nothing came for too long.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the client paused for {0:?}")]
+pub struct Paused(pub Duration);
+
 /// An attempt that brought no response head, or no whole response.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
@@ -53,6 +58,9 @@ pub enum Fault {
     /// The client's upload broke off: the upstream is not to blame.
     #[error("the request's body broke off: {0}")]
     Upload(#[source] BoxError),
+    /// The client's upload paused for too long.
+    #[error("{0}")]
+    UploadPaused(Paused),
     /// The request cannot be written as it is.
     #[error("the request cannot be sent: {0}")]
     Request(String),
@@ -78,6 +86,9 @@ impl Fault {
         }
         if error.is_user() || error.is_body_write_aborted() {
             use std::error::Error as _;
+            if let Some(paused) = error.source().and_then(|e| e.downcast_ref::<Paused>()) {
+                return Self::UploadPaused(*paused);
+            }
             return match error.source() {
                 Some(source) => Self::Upload(source.to_string().into()),
                 None => Self::Upload(Box::new(error)),

@@ -6,12 +6,17 @@ use hyper::header::{self, HeaderName, HeaderValue};
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Fields that carry keys.
+static KEYS: [HeaderName; 3] =
+    [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 const OURS: &str = "x-tidegate-";
 
-/// Whether the message asks for, or agrees to, another protocol on its connection.
+/// Whether the message asks for a WebSocket on its connection.
+///
+/// Other protocols end here: with `h2c` a client would speak to the upstream past every permit.
 #[must_use]
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE)
+    headers.get(header::UPGRADE).is_some_and(|v| v.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
         && headers
             .get_all(header::CONNECTION)
             .iter()
@@ -59,6 +64,16 @@ pub fn clean_response(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
+/// One `Cookie` field out of the several that HTTP/2 allows (RFC 9113 §8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if all.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 fn hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
@@ -66,6 +81,8 @@ fn hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .flat_map(names)
             .filter_map(|n| HeaderName::from_bytes(n.as_bytes()).ok())
+            // end-to-end (RFC 9110 §7.6.1 forbids to name such); the key in it may be the upstream's own
+            .filter(|n| !KEYS.contains(n))
             .collect();
         for name in named {
             headers.remove(name);

@@ -15,8 +15,8 @@ mod target;
 
 pub use body::{BoxError, Payload, ReplyBody, Trailed, Upload};
 pub use connect::{Dial, Dialing, Io, Network};
-pub use fault::{Fault, SetupError};
+pub use fault::{Fault, Paused, SetupError};
 pub use headers::{clean_request, clean_response, is_upgrade};
 pub use params::{Params, Secret};
-pub use send::{Trace, Upstream};
+pub use send::{Repeat, Trace, Upstream};
 pub use target::Target;

@@ -141,11 +141,13 @@ impl Pool {
         Ok(handle)
     }
 
-    /// Makes an HTTP/2 connection of `io`, drives it on this worker and offers it to the others on it.
+    /// Makes an HTTP/2 connection of `io` and drives it on this worker. With `offer` others may share it;
+    /// without, it ends with its one request.
     pub(super) async fn open_http2(
         &self,
         worker: usize,
         io: Box<dyn Io>,
+        offer: bool,
     ) -> Result<(http2::SendRequest<Payload>, Lease), hyper::Error> {
         let (handle, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -158,7 +160,7 @@ impl Pool {
         drive(driver, Counted::new(&self.open));
         let streams = Arc::new(AtomicUsize::new(0));
         let lease = Lease::Http2 { _stream: Counted::new(&streams) };
-        if let Some(list) = lock(&self.shared).get_mut(worker) {
+        if offer && let Some(list) = lock(&self.shared).get_mut(worker) {
             list.push(Shared { handle: handle.clone(), streams });
         }
         Ok((handle, lease))

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::upstream::body::Progress;
+use crate::upstream::headers::join_cookies;
 use crate::upstream::pool::{Lease, Pool};
 use crate::upstream::{Dial, Fault, Network, Params, Payload, ReplyBody, SetupError, Target, clean_response};
 
@@ -26,6 +27,17 @@ pub struct Trace {
     pub connect: Option<Duration>,
     /// Times the request was put on a connection.
     pub attempts: u32,
+}
+
+/// Whether a request may go on a connection that may turn out dead, and so be sent twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// No: it is too large to be kept, say.
+    Never,
+    /// If its method is idempotent, or its sender gave it an `Idempotency-Key`.
+    IfIdempotent,
+    /// Yes.
+    Always,
 }
 
 /// One upstream: where it is, how to reach it, and its open connections.
@@ -135,14 +147,14 @@ impl Upstream {
         head: request::Parts,
         payload: Payload,
         first_byte: Duration,
-        repeatable: bool,
+        repeat: Repeat,
         trace: &mut Trace,
     ) -> Result<Response<ReplyBody>, Fault> {
         let progress = match &payload {
             Payload::Stream(upload) => Some(upload.progress()),
             _ => None,
         };
-        let sending = self.send_untimed(worker, head, payload, repeatable, trace);
+        let sending = self.send_untimed(worker, head, payload, repeat, trace);
         let mut sending = std::pin::pin!(sending);
         let mut seen = Some(0);
         loop {
@@ -180,7 +192,7 @@ impl Upstream {
         worker: usize,
         mut head: request::Parts,
         payload: Payload,
-        repeatable: bool,
+        repeat: Repeat,
         trace: &mut Trace,
     ) -> Result<Response<ReplyBody>, Fault> {
         let upgrade = head.headers.contains_key(header::UPGRADE);
@@ -191,10 +203,17 @@ impl Upstream {
             head.headers.remove(header::CONNECTION);
             head.headers.remove(header::HOST);
         } else {
+            if head.version == Version::HTTP_2 {
+                join_cookies(&mut head.headers);
+            }
             head.version = Version::HTTP_11;
             head.headers.insert(header::HOST, self.target.host().clone());
         }
-        let mut reuse = Self::may_reuse(&head, &payload, repeatable) && !upgrade;
+        let mut reuse = Self::may_reuse(&head, &payload, repeat) && !upgrade;
+        if !reuse && !upgrade && !http2 {
+            // its own new connection comes back to the pool: without this they would pile up there
+            drop(self.pool.checkout(worker));
+        }
         let mut request = Request::from_parts(head, payload);
         loop {
             let spare = if reuse { again(&request) } else { None };
@@ -247,6 +266,10 @@ impl Upstream {
             sent = handle.send_request(request) => sent.map_err(|e| fail(Fault::before_head(e)))?,
             () = interim.1.notified() => return Err(fail(Fault::Unacceptable("too many interim responses"))),
         };
+        // they may all have come in one piece with the response
+        if interim.0.load(Ordering::Relaxed) > MAX_INTERIM {
+            return Err(fail(Fault::Unacceptable("too many interim responses")));
+        }
         let lease = Lease::Http1 { pool: self.pool.clone(), worker, handle };
         judge(response, upgrade, lease).map_err(fail)
     }
@@ -268,7 +291,7 @@ impl Upstream {
                     Some((handle, lease)) => (handle, lease, true),
                     None => {
                         let io = self.connect(trace).await.map_err(|f| (f, false))?;
-                        let opened = self.pool.open_http2(worker, io).await;
+                        let opened = self.pool.open_http2(worker, io, reuse).await;
                         drop(one_at_a_time);
                         let (handle, lease) = opened.map_err(|e| (Fault::before_head(e), false))?;
                         (handle, lease, false)
@@ -322,6 +345,9 @@ fn judge(response: Response<Incoming>, upgrade: bool, lease: Lease) -> Result<Re
         return Err(Fault::Unacceptable("its transfer coding is not `chunked`"));
     }
     clean_response(&mut head.headers, switching);
+    // ours, not the upstream's (RFC 9112 §2.3): hyper would answer in HTTP/1.0 where the upstream did, and an
+    // end without chunks cannot be told from a break
+    head.version = Version::HTTP_11;
     let lease = if switching { None } else { Some(lease) };
     Ok(Response::from_parts(head, ReplyBody::new(body, lease)))
 }
