@@ -13,142 +13,18 @@
 //!                        └─ Cancel
 //! ```
 
+mod event;
+mod view;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::policy::admission::{self, DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
-use crate::policy::predict::{self, ArticleWindow, Decision, History, PolicyKind, Snapshot};
-use crate::policy::supply::{Breaker, BreakerParams, BreakerState, Transition, Verdict};
-use crate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
+pub use event::{Arrival, Effect, Event, Kind, Params, Status};
 
-/// What the engine is built from.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Params {
-    /// Queue and the bounds beside it.
-    pub admission: admission::Params,
-    /// The rule that moves the permits.
-    pub scaling: predict::Params,
-    /// The breaker.
-    pub breaker: BreakerParams,
-}
-
-/// How a request takes part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Inference: takes a permit, may wait for one.
-    Queued,
-    /// Everything else: no permit, bounded by `max_unqueued`.
-    Unqueued,
-    /// A tunnel: takes a permit for its life, bounded by `max_websockets` too.
-    WebSocket,
-}
-
-/// A request as the engine sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
-    /// How it takes part.
-    pub kind: Kind,
-    /// Whose it is.
-    pub tenant: TenantId,
-    /// Its class.
-    pub priority: Priority,
-    /// Estimated tokens, for fairness.
-    pub cost: Tokens,
-    /// Bytes its body holds in memory.
-    pub bytes: u64,
-    /// Latest moment for its response's head, where its client named one.
-    pub head_by: Option<MonoTime>,
-    /// It wants a stream.
-    pub stream: bool,
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A request wants to go upstream.
-    Arrive(Ticket, Arrival),
-    /// A waiting request's client left. Without effect on one that is admitted: that one finishes.
-    Cancel(Ticket),
-    /// The response's head arrived. `alive`: it was no sign of failure.
-    FirstByte {
-        /// Whose.
-        ticket: Ticket,
-        /// The status was below 500.
-        alive: bool,
-    },
-    /// The attempt is decided before the request is over: a failure before or at the head.
-    AttemptEnd(Ticket, Outcome),
-    /// The request is over and its permit comes back. `Outcome` counts unless the attempt was decided.
-    Finish(Ticket, Outcome),
-    /// A timer fired, or a second passed.
-    Tick,
-    /// The predictor decided.
-    Install(Decision),
-    /// The process is shutting down.
-    Drain,
-}
-
-/// What is to be done about it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// The request may go.
-    Admit {
-        /// Which.
-        ticket: Ticket,
-        /// It is the one request that tries a broken upstream.
-        probe: bool,
-        /// The permit limit at this moment.
-        limit: u32,
-        /// Permits taken, this one included.
-        in_flight: u32,
-    },
-    /// The request may not go.
-    Reject {
-        /// Which.
-        ticket: Ticket,
-        /// Why.
-        refusal: Refusal,
-        /// When another try makes sense, if there is a basis for saying so.
-        retry_after: Option<Duration>,
-    },
-    /// Send [`Event::Tick`] at this moment.
-    SetTimer(MonoTime),
-    /// A decision was taken (and, unless in shadow mode, installed).
-    Decided(Decision),
-    /// The breaker changed state.
-    Breaker(Transition),
-}
-
-/// The engine's state in numbers, for metrics and readiness.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Status {
-    /// Permits there are.
-    pub limit: u32,
-    /// Permits the last decision found necessary.
-    pub need: u32,
-    /// Permits there can be at most.
-    pub ceiling: u32,
-    /// Configured least.
-    pub min: u32,
-    /// Configured most.
-    pub max: u32,
-    /// Permits taken.
-    pub in_flight: u32,
-    /// Requests under way without a permit.
-    pub unqueued: usize,
-    /// Open tunnels.
-    pub websockets: usize,
-    /// Requests waiting, by [`Priority::index`].
-    pub queued: [usize; 3],
-    /// Bytes they hold.
-    pub queue_bytes: u64,
-    /// The breaker's state.
-    pub breaker: BreakerState,
-    /// When an open breaker lets its probe pass.
-    pub breaker_open_until: Option<MonoTime>,
-    /// A drain has begun.
-    pub draining: bool,
-}
+use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
+use crate::policy::predict::{ArticleWindow, Decision, History, PolicyKind};
+use crate::policy::supply::{Breaker, BreakerState, Verdict};
+use crate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket};
 
 #[derive(Clone, Copy, Debug)]
 struct Flight {
@@ -234,69 +110,6 @@ impl Engine {
         self.expire(now, effects);
         self.dispatch(now, effects);
         self.set_timer(now, effects);
-    }
-
-    /// What a rule may look at, without the lock: clone it out, then call [`predict::plan`].
-    #[must_use]
-    pub fn history(&self) -> History {
-        self.history.clone()
-    }
-
-    /// The snapshot around a `history` taken from this engine.
-    #[must_use]
-    pub fn snapshot<'a>(&self, now: MonoTime, hour: u8, history: &'a History) -> Snapshot<'a> {
-        Snapshot {
-            at: now,
-            hour,
-            limit: self.permits.limit(),
-            queued: self.queue.len(),
-            since_change: self.changed.map(|at| now.since(at)),
-            age: now.since(self.began),
-            history,
-        }
-    }
-
-    /// The rule's settings.
-    #[must_use]
-    pub fn scaling(&self) -> &predict::Params {
-        &self.params.scaling
-    }
-
-    /// The state in numbers.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        Status {
-            limit: self.permits.limit(),
-            need: self.need,
-            ceiling: self.ceiling(),
-            min: self.floor(),
-            max: self.params.scaling.max_permits,
-            in_flight: self.permits.in_flight(),
-            unqueued: self.unqueued,
-            websockets: self.websockets,
-            queued: self.queue.by_priority(),
-            queue_bytes: self.queue.bytes(),
-            breaker: self.breaker.state(),
-            breaker_open_until: self.breaker.open_until(),
-            draining: self.draining,
-        }
-    }
-
-    /// Nothing passes it. The article's rule brings its own emergency count, which the configuration
-    /// bounds by `max_permits` wherever the operator set that.
-    fn ceiling(&self) -> u32 {
-        let s = &self.params.scaling;
-        match s.policy {
-            PolicyKind::Article => s.max_permits.max(s.article_emergency),
-            PolicyKind::Fixed | PolicyKind::Reactive => s.max_permits,
-        }
-    }
-
-    fn floor(&self) -> u32 {
-        match self.params.scaling.policy {
-            PolicyKind::Fixed => self.params.scaling.max_permits,
-            PolicyKind::Article | PolicyKind::Reactive => self.params.scaling.min_permits,
-        }
     }
 
     fn advance(&mut self, now: MonoTime) {

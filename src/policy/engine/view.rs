@@ -1,0 +1,70 @@
+//! What can be read of an engine without telling it anything: the rule's snapshot, and the numbers on the metrics.
+
+use crate::policy::engine::{Engine, Status};
+use crate::policy::predict::{self, History, PolicyKind, Snapshot};
+use crate::policy::units::MonoTime;
+
+impl Engine {
+    /// What a rule may look at, without the lock: clone it out, then call [`predict::plan`].
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.history.clone()
+    }
+
+    /// The snapshot around a `history` taken from this engine.
+    #[must_use]
+    pub fn snapshot<'a>(&self, now: MonoTime, hour: u8, history: &'a History) -> Snapshot<'a> {
+        Snapshot {
+            at: now,
+            hour,
+            limit: self.permits.limit(),
+            queued: self.queue.len(),
+            since_change: self.changed.map(|at| now.since(at)),
+            age: now.since(self.began),
+            history,
+        }
+    }
+
+    /// The rule's settings.
+    #[must_use]
+    pub fn scaling(&self) -> &predict::Params {
+        &self.params.scaling
+    }
+
+    /// The state in numbers.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status {
+            limit: self.permits.limit(),
+            need: self.need,
+            ceiling: self.ceiling(),
+            min: self.floor(),
+            max: self.params.scaling.max_permits,
+            in_flight: self.permits.in_flight(),
+            unqueued: self.unqueued,
+            websockets: self.websockets,
+            queued: self.queue.by_priority(),
+            queue_bytes: self.queue.bytes(),
+            breaker: self.breaker.state(),
+            breaker_open_until: self.breaker.open_until(),
+            draining: self.draining,
+        }
+    }
+
+    /// Nothing passes it. The article's rule brings its own emergency count, which the configuration
+    /// bounds by `max_permits` wherever the operator set that.
+    pub(super) fn ceiling(&self) -> u32 {
+        let s = &self.params.scaling;
+        match s.policy {
+            PolicyKind::Article => s.max_permits.max(s.article_emergency),
+            PolicyKind::Fixed | PolicyKind::Reactive => s.max_permits,
+        }
+    }
+
+    pub(super) fn floor(&self) -> u32 {
+        match self.params.scaling.policy {
+            PolicyKind::Fixed => self.params.scaling.max_permits,
+            PolicyKind::Article | PolicyKind::Reactive => self.params.scaling.min_permits,
+        }
+    }
+}
