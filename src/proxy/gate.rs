@@ -150,12 +150,20 @@ impl Gate {
                     tokio::select! {
                         () = armed => {}
                         () = tokio::time::sleep_until(self.clock.instant(at)) => {
-                            self.lock().timer = None;
+                            self.fired(at);
                             self.tick();
                         }
                     }
                 }
             }
+        }
+    }
+
+    /// The timer of `at` rang; one that was set since then stays set.
+    fn fired(&self, at: MonoTime) {
+        let mut inner = self.lock();
+        if inner.timer == Some(at) {
+            inner.timer = None;
         }
     }
 
@@ -192,10 +200,9 @@ impl Gate {
                     (ticket, Err(Refused { refusal, retry_after }))
                 }
                 Effect::SetTimer(at) => {
-                    if inner.timer.is_none_or(|armed| at < armed) {
-                        inner.timer = Some(at);
-                        after.rearm = true;
-                    }
+                    // the engine's word is the last one: what was set before may have been seen to by another tick
+                    inner.timer = Some(at);
+                    after.rearm = true;
                     continue;
                 }
                 Effect::Decided(decision) => {
@@ -296,5 +303,49 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.event(Event::Finish(self.ticket, self.outcome));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::engine::Kind;
+    use crate::policy::units::{Priority, TenantId, Tokens};
+
+    /// The once-a-second tick may come at the very moment a timer is due, and before it. The engine then
+    /// asks for the next one, and that one must not be lost with the one that is due.
+    #[tokio::test(start_paused = true)]
+    async fn a_tick_that_comes_before_its_timer_loses_no_later_timer() {
+        let clock = Clock::start();
+        let mut params = Params::default();
+        params.scaling.min_permits = 1;
+        params.scaling.initial_permits = 1;
+        let gate = Gate::new(params, clock, |_| {});
+        let arrival = |by: Option<u64>| Arrival {
+            kind: Kind::Queued,
+            tenant: TenantId(1),
+            priority: Priority::Normal,
+            cost: Tokens(1),
+            bytes: 0,
+            head_by: by.map(MonoTime::from_secs),
+            stream: false,
+        };
+        let _held = gate.admit(arrival(None), || {}).await.ok().unwrap();
+        let early = gate.admit(arrival(Some(5)), || {});
+        let late = gate.admit(arrival(Some(7)), || {});
+        let timer = gate.clone().run_timer();
+        tokio::pin!(early, late, timer);
+        // everything waits, and the timer is set for 5 s
+        assert!(futures_util::poll!(&mut early).is_pending() && futures_util::poll!(&mut late).is_pending());
+        assert!(futures_util::poll!(&mut timer).is_pending());
+        tokio::time::advance(Duration::from_secs(5)).await;
+        gate.tick();
+        assert!(early.await.is_err());
+        let ended = tokio::select! {
+            verdict = &mut late => verdict.is_err().then(|| clock.now().as_secs()),
+            () = &mut timer => None,
+            () = tokio::time::sleep(Duration::from_secs(60)) => None,
+        };
+        assert_eq!(ended, Some(7), "the wait ends when its deadline does");
     }
 }
