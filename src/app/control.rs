@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{LAST_MOMENT, Shared};
-use crate::clock::{self, Clock};
+use crate::clock;
 use crate::proxy::Gate;
 use crate::telemetry::{Admin, serve_connection};
 use crate::upstream::Upstream;
@@ -48,8 +48,8 @@ impl Control {
         let tasks = TaskTracker::new();
         tasks.spawn(serve_admin(self.admin, self.admin_socket));
         tasks.spawn(self.shared.gate.clone().run_timer());
-        let Shared { gate, upstream, clock, .. } = self.shared.clone();
-        tasks.spawn(keep_time(gate, upstream, clock, self.interval, hour));
+        let Shared { gate, upstream, .. } = self.shared.clone();
+        tasks.spawn(keep_time(gate, upstream, self.interval, hour));
         let stop = self.shared.stop.clone();
         stop.drain.cancelled().await;
         self.shared.begin_drain();
@@ -73,23 +73,19 @@ impl Control {
 ///
 /// A tick that comes late is not made up for. `hour` is asked for the hour of the day. The scenarios run it
 /// on a paused clock.
-pub async fn keep_time(
-    gate: Arc<Gate>,
-    upstream: Arc<Upstream>,
-    clock: Clock,
-    interval: Duration,
-    hour: impl Fn() -> u8,
-) {
+pub async fn keep_time(gate: Arc<Gate>, upstream: Arc<Upstream>, interval: Duration, hour: impl Fn() -> u8) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut next = clock.now() + interval;
+    // counted, not timed: a tick that comes a moment early must not cost a whole second
+    let every = interval.as_secs().max(1);
+    let mut passed = 0;
+    seconds.tick().await;
     loop {
         seconds.tick().await;
         gate.tick();
         upstream.prune();
-        let now = clock.now();
-        if now >= next {
-            next = now + interval;
+        passed += 1;
+        if passed % every == 0 {
             gate.decide(hour());
         }
     }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::cli::Settings;
 use crate::config;
+use crate::policy::predict::PolicyKind;
 
 pub(super) fn check(settings: &Settings) -> ExitCode {
     match config::load(&settings.sources()) {
@@ -22,13 +23,16 @@ pub(super) fn check(settings: &Settings) -> ExitCode {
             println!("  admin     {}", c.telemetry.admin_address);
             println!("  upstream  {} = {}, with {key}", c.upstream.name, c.upstream.base_url);
             let s = &c.scaling;
-            println!(
-                "  permits   {} policy, {} to {}, resized every {:?}",
-                s.policy.as_str(),
-                s.min_permits,
-                s.max_permits,
-                s.cooldown
-            );
+            match s.policy {
+                PolicyKind::Fixed => println!("  permits   always {}", s.max_permits),
+                PolicyKind::Reactive | PolicyKind::Article => println!(
+                    "  permits   {} policy, {} to {}, resized every {:?}",
+                    s.policy.as_str(),
+                    s.min_permits,
+                    s.max_permits,
+                    s.cooldown
+                ),
+            }
             println!("  queue     {} requests, {:?} each", c.queue.max_requests, c.queue.timeout);
             ExitCode::SUCCESS
         }

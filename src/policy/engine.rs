@@ -42,12 +42,13 @@ struct Flight {
 pub struct Engine {
     params: Params,
     began: MonoTime,
+    latest: MonoTime,
     permits: Permits,
     queue: Queue,
     breaker: Breaker,
     history: History,
     drain_rate: DrainRate,
-    head_time: [HeadTime; 2],
+    head_time: HeadTime,
     flights: BTreeMap<Ticket, Flight>,
     unqueued: usize,
     websockets: usize,
@@ -69,12 +70,13 @@ impl Engine {
         };
         Self {
             began: now,
+            latest: now,
             permits: Permits::new(initial),
             queue: Queue::default(),
             breaker: Breaker::new(params.breaker.clone()),
             history: History::new(now, keep),
             drain_rate: DrainRate::default(),
-            head_time: Default::default(),
+            head_time: HeadTime::default(),
             flights: BTreeMap::new(),
             unqueued: 0,
             websockets: 0,
@@ -90,6 +92,8 @@ impl Engine {
     ///
     /// `now` must not run backwards; an earlier one is treated as the latest seen.
     pub fn on(&mut self, now: MonoTime, event: Event, effects: &mut Vec<Effect>) {
+        let now = now.max(self.latest);
+        self.latest = now;
         self.advance(now);
         match event {
             Event::Arrive(ticket, arrival) => self.arrive(now, ticket, arrival, effects),
@@ -121,6 +125,10 @@ impl Engine {
     }
 
     fn arrive(&mut self, now: MonoTime, ticket: Ticket, a: Arrival, effects: &mut Vec<Effect>) {
+        // one request is one verdict and one permit, however often it is announced
+        if self.flights.contains_key(&ticket) || self.queue.contains(ticket) {
+            return;
+        }
         if a.kind != Kind::Unqueued {
             self.history.arrived(now);
         }
@@ -159,14 +167,14 @@ impl Engine {
         if self.queue.len() >= limits.max_requests
             || self.queue.bytes().saturating_add(a.bytes) > limits.max_bytes
         {
-            return effects.push(refuse(Refusal::QueueFull, self.wait_of(a.priority, a.tenant)));
+            return effects.push(refuse(Refusal::QueueFull, self.wait_of(now, a.priority, a.tenant)));
         }
         let ahead = self.queue.ahead_of(a.priority, a.tenant);
         if verdict == Verdict::Pass
-            && let Some(least) = self.drain_rate.least_wait(ahead, self.permits.in_flight())
+            && let Some(least) = self.drain_rate.least_wait(now, ahead, self.permits.in_flight())
             && now + least > deadline
         {
-            return effects.push(refuse(Refusal::DeadlineUnreachable, self.drain_rate.wait(ahead)));
+            return effects.push(refuse(Refusal::DeadlineUnreachable, self.drain_rate.wait(now, ahead)));
         }
         self.queue.push(Waiting {
             ticket,
@@ -211,8 +219,8 @@ impl Engine {
 
     fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flights.get_mut(&ticket) else { return };
-        if flight.kind == Kind::Queued && alive && !flight.head {
-            self.head_time[usize::from(flight.stream)].observe(now, now.since(flight.admitted));
+        if flight.kind == Kind::Queued && flight.stream && alive && !flight.head {
+            self.head_time.observe(now, now.since(flight.admitted));
         }
         flight.head = true;
         if alive {
@@ -292,7 +300,7 @@ impl Engine {
 
     fn too_late(&self, now: MonoTime, w: &Waiting) -> Effect {
         let (refusal, retry_after) = if self.breaker.state() == BreakerState::Closed {
-            (Refusal::QueueTimeout, self.wait_of(w.priority, w.tenant))
+            (Refusal::QueueTimeout, self.wait_of(now, w.priority, w.tenant))
         } else {
             (Refusal::UpstreamUnavailable, self.recovery(now))
         };
@@ -310,7 +318,7 @@ impl Engine {
                 effects.push(Effect::Reject {
                     ticket: w.ticket,
                     refusal: Refusal::DeadlineUnreachable,
-                    retry_after: self.wait_of(w.priority, w.tenant),
+                    retry_after: self.wait_of(now, w.priority, w.tenant),
                 });
                 continue;
             }
@@ -341,11 +349,12 @@ impl Engine {
 
     /// Even a quick head would come after the client's own deadline.
     fn hopeless(&self, now: MonoTime, head_by: Option<MonoTime>, stream: bool) -> bool {
-        head_by.is_some_and(|by| now + self.head_time[usize::from(stream)].estimate(now) >= by)
+        let head_time = if stream { self.head_time.estimate(now) } else { Duration::ZERO };
+        head_by.is_some_and(|by| now + head_time >= by)
     }
 
-    fn wait_of(&self, priority: Priority, tenant: TenantId) -> Option<Duration> {
-        self.drain_rate.wait(self.queue.ahead_of(priority, tenant))
+    fn wait_of(&self, now: MonoTime, priority: Priority, tenant: TenantId) -> Option<Duration> {
+        self.drain_rate.wait(now, self.queue.ahead_of(priority, tenant))
     }
 
     /// Until the breaker lets a probe pass, at least a second.

@@ -54,16 +54,11 @@ where
             match attempt.await {
                 Ok(answer) => {
                     let status = answer.head.status;
+                    answer.permit.first_byte(status.as_u16() < 500);
                     match of_status(status) {
                         // whether it is a success shows when its body has ended
-                        Outcome::Success | Outcome::Ignore => answer.permit.first_byte(true),
-                        Outcome::Refused => {
-                            answer.permit.first_byte(true);
-                            answer.permit.attempt_ended(Outcome::Refused);
-                        }
-                        failed @ (Outcome::Overload | Outcome::Failure) => {
-                            answer.permit.attempt_ended(failed)
-                        }
+                        Outcome::Success | Outcome::Ignore => {}
+                        decided => answer.permit.attempt_ended(decided),
                     }
                     Ok(answer)
                 }

@@ -13,7 +13,7 @@
 //! | `classify` | what it asks for; reads its body (`intake`, `scan`, `route`) |
 //! | `admit` | waits for a permit |
 //! | `meter` | wraps the response's body and lets go of everything exactly once |
-//! | `breaker` | asks the gate's verdict, reports how the attempt ended |
+//! | `breaker` | the gate's verdict is the permit; reports how the attempt ended |
 //! | `forward` | sends it upstream |
 //! | `gate` | the door to the engine |
 //! | `detach` | tunnels, the one kind of request that outlives its response |

@@ -157,22 +157,14 @@ pub enum ConnectionFault {
     WriteTimeout,
     /// Refused: too many connections.
     TooMany,
-    /// The TLS handshake failed.
-    Tls,
     /// The connection broke.
     Broken,
 }
 
 impl ConnectionFault {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::MalformedHead,
-        Self::HeaderTimeout,
-        Self::WriteTimeout,
-        Self::TooMany,
-        Self::Tls,
-        Self::Broken,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::MalformedHead, Self::HeaderTimeout, Self::WriteTimeout, Self::TooMany, Self::Broken];
 
     /// The value of the label `kind`.
     #[must_use]
@@ -182,7 +174,6 @@ impl ConnectionFault {
             Self::HeaderTimeout => "header_timeout",
             Self::WriteTimeout => "write_timeout",
             Self::TooMany => "too_many",
-            Self::Tls => "tls",
             Self::Broken => "broken",
         }
     }

@@ -104,7 +104,10 @@ impl Shard {
     pub(super) fn record(&self, now: MonoTime, record: &Record, spans: &Spans) {
         {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(reason) = record.reason {
+            // a stream that broke has a reason too, but it had been answered
+            if let Some(reason) = record.reason
+                && record.ended != Ended::Aborted
+            {
                 *counts.reasons.entry(reason).or_default() += 1;
             }
             let series = &mut counts.series[record.endpoint.index()];

@@ -38,7 +38,7 @@ pub struct Paused(pub Duration);
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// Nobody listens, the name is unknown, or TLS failed.
-    #[error("cannot connect: {0}")]
+    #[error("cannot connect: {}", chain(.0))]
     Connect(#[source] std::io::Error),
     /// The connection did not come up in time.
     #[error("no connection within {0:?}")]
@@ -70,6 +70,20 @@ pub enum Fault {
     /// The response body broke off.
     #[error("the response broke off: {0}")]
     Broken(#[source] hyper::Error),
+}
+
+/// An error and what it came from: the cause, such as "connection refused", is often the last of them.
+fn chain(error: &std::io::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.get_ref().and_then(|inner| inner.source());
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 impl Fault {

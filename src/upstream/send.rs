@@ -172,19 +172,18 @@ impl Upstream {
 
     /// Whether a request may be put on a connection that may turn out dead: it can be sent again, and
     /// doing so does no harm (RFC 9110 §9.2.2), or its sender said so with an `Idempotency-Key`.
-    fn may_reuse(head: &request::Parts, payload: &Payload, repeatable: bool) -> bool {
+    fn may_reuse(head: &request::Parts, payload: &Payload, repeat: Repeat) -> bool {
+        use Method as M;
+        let idempotent = || {
+            matches!(head.method, M::GET | M::HEAD | M::OPTIONS | M::TRACE | M::PUT | M::DELETE)
+                || head.headers.contains_key(&IDEMPOTENCY_KEY)
+        };
         !matches!(payload, Payload::Stream(_))
-            && (repeatable
-                || matches!(
-                    head.method,
-                    Method::GET
-                        | Method::HEAD
-                        | Method::OPTIONS
-                        | Method::TRACE
-                        | Method::PUT
-                        | Method::DELETE
-                )
-                || head.headers.contains_key(&IDEMPOTENCY_KEY))
+            && match repeat {
+                Repeat::Never => false,
+                Repeat::IfIdempotent => idempotent(),
+                Repeat::Always => true,
+            }
     }
 
     async fn send_untimed(

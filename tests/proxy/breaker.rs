@@ -217,3 +217,36 @@ async fn server_errors_count_and_a_success_between_them_starts_the_count_anew() 
     client.response().await;
     proxy.breaker("open").await;
 }
+
+#[tokio::test]
+async fn an_upload_that_takes_its_time_is_not_made_the_probe_that_all_others_wait_for() {
+    let address = later().await;
+    let proxy = Setup::permits(9).set("breaker.recovery", "200ms").before(address);
+    opened(&proxy, 5).await;
+    let listener = TcpListener::bind(address).await.unwrap();
+    let mut slow = proxy.connect().await;
+    // half of an upload, sent once the probe may go
+    proxy.until("tidegate_breaker_state", "state=\"open\"", |n| n == 1.0).await;
+    let mut ready = false;
+    while !ready {
+        ready = proxy.admin("/readyz").await.status() == 200;
+    }
+    slow.send("POST /v1/files HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nhalf").await;
+    let mut client = proxy.chat(&["x-tidegate-deadline-ms: 3000"]).await;
+    let serving = async {
+        let mut wires = Vec::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut wire = crate::support::Wire::new(stream);
+            if wire.head().await.target() == CHAT_PATH {
+                wire.send(crate::support::response(200, &["connection: close"], b"ok")).await;
+            }
+            wires.push(wire);
+        }
+    };
+    let response = tokio::select! {
+        response = client.response() => response,
+        () = serving => panic!("accepts for ever"),
+    };
+    assert_eq!(response.status(), 200, "{}", response.text());
+}

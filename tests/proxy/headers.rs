@@ -192,3 +192,23 @@ async fn a_client_cannot_strip_the_upstreams_key_by_naming_it_in_connection() {
     assert_eq!(seen.head.all("host").len(), 1);
     assert_eq!(seen.body, CHAT);
 }
+
+#[tokio::test]
+async fn the_upstreams_key_leaves_none_of_the_clients_keys_beside_it() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::default()
+        .set("upstream.0.api_key", "env:UP_KEY")
+        .variable("UP_KEY", "sk-up")
+        .before(upstream.address);
+    let fields = [
+        "authorization: Bearer client-1",
+        "authorization: Bearer client-2",
+        "x-api-key: client-3",
+        "x-api-key: client-4",
+        "api-key: client-5",
+    ];
+    let (seen, _) = exchange(&proxy, &mut upstream, &fields, &[]).await;
+    let all = format!("{:?}", seen.head);
+    assert!(!all.contains("client-"), "{all}");
+    assert_eq!(seen.head.all("authorization"), ["Bearer sk-up"]);
+}

@@ -147,3 +147,29 @@ async fn a_client_that_leaves_hands_its_permit_to_the_next_in_line() {
     assert_eq!(second.response().await.status(), 200);
     proxy.in_flight(0).await;
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_a_request_without_a_permit_cancels_it_too() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(1).before(upstream.address);
+    let mut client = proxy.connect().await;
+    client.send(request("GET", "/v1/files/f/content", &[], b"")).await;
+    let mut call = upstream.next().await;
+    drop(client);
+    call.wire.ends().await;
+    proxy.until("tidegate_unqueued_in_flight", "", |n| n == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_left_unseen_behind_a_second_request_is_gone_at_its_deadline() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(1).set("queue.timeout", "300ms").before(upstream.address);
+    let _running = proxy.chat(&[]).await;
+    let _call = upstream.next().await;
+    let mut client = proxy.chat(&[]).await;
+    client.send(request("GET", "/v1/models", &[], b"")).await;
+    proxy.queued(1).await;
+    drop(client);
+    proxy.queued(0).await;
+    assert_eq!(proxy.metric("tidegate_in_flight", "").await, 1.0);
+}

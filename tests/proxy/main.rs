@@ -10,6 +10,7 @@ mod drain;
 mod framing;
 mod garbage;
 mod headers;
+mod http2_upstream;
 mod leaving;
 mod paths;
 mod pooling;

@@ -1,18 +1,16 @@
 //! HTTP/2 on either side, and TLS to the upstream.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
-use hyper::{HeaderMap, Request, Response, Version};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::support::{CHAT, CHAT_PATH, CHAT_STREAM, JSON, Proxy, Raw, Setup, Upstream, within};
@@ -158,73 +156,6 @@ async fn a_drain_lets_http_2_streams_finish() {
     proxy.join().await;
 }
 
-/// An upstream that speaks HTTP/2 and echoes what it got; counts connections.
-async fn h2_upstream(tasks: &mut JoinSet<()>) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<HeaderMap>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (tell, told) = mpsc::unbounded_channel();
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let tell = tell.clone();
-            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let tell = tell.clone();
-                async move {
-                    assert_eq!(request.version(), Version::HTTP_2);
-                    let mut seen = request.headers().clone();
-                    seen.insert("x-uri", request.uri().to_string().parse().unwrap());
-                    let _ = tell.send(seen);
-                    let frames = vec![
-                        Ok::<_, Infallible>(Frame::data(
-                            request.into_body().collect().await.unwrap().to_bytes(),
-                        )),
-                        Ok(Frame::trailers(
-                            [("x-sum".parse().unwrap(), "1".parse().unwrap())].into_iter().collect(),
-                        )),
-                    ];
-                    Ok::<_, Infallible>(Response::new(StreamBody::new(futures_util::stream::iter(frames))))
-                }
-            });
-            connections.spawn(async move {
-                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                drop(builder.serve_connection(TokioIo::new(stream), service).await);
-            });
-        }
-    });
-    (address, told)
-}
-
-#[tokio::test]
-async fn the_upstream_may_be_asked_over_http_2() {
-    let mut tasks = JoinSet::new();
-    let (address, mut told) = h2_upstream(&mut tasks).await;
-    let proxy = Setup::default().set("upstream.0.http2", true).before(address);
-    for _ in 0..3 {
-        let response = proxy.ask("POST", CHAT_PATH, &[JSON, "connection: x-hop", "x-hop: 1"], CHAT).await;
-        assert_eq!((response.status(), response.body.as_slice()), (200, CHAT));
-        let seen = told.recv().await.unwrap();
-        assert_eq!(seen["x-uri"], format!("http://{address}{CHAT_PATH}"));
-        assert!(
-            !seen.contains_key("x-hop") && !seen.contains_key("host") && !seen.contains_key("connection")
-        );
-    }
-    proxy.in_flight(0).await;
-    let open = proxy.metric("tidegate_upstream_connections", "").await;
-    assert_eq!(open, 1.0, "requests share a connection");
-}
-
-#[tokio::test]
-async fn http_2_connections_for_requests_that_may_not_share_one_do_not_pile_up() {
-    let mut tasks = JoinSet::new();
-    let (address, _told) = h2_upstream(&mut tasks).await;
-    let proxy = Setup::default().set("upstream.0.http2", true).before(address);
-    for _ in 0..20 {
-        assert_eq!(proxy.ask("POST", "/v1/batches", &[JSON], b"{}").await.status(), 200);
-    }
-    let open = proxy.metric("tidegate_upstream_connections", "").await;
-    assert!(open <= 3.0, "one request at a time left {open} connections open");
-}
-
 /// An address that answers `hello` over TLS, and the certificate to trust.
 async fn tls_upstream(tasks: &mut JoinSet<()>) -> (std::net::SocketAddr, String) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
@@ -307,16 +238,34 @@ async fn a_connection_that_does_not_come_up_is_504() {
 }
 
 #[tokio::test]
-async fn a_websocket_goes_over_http_1_1_even_where_the_upstream_is_asked_over_http_2() {
-    let upstream = Raw::start().await;
-    let proxy = Setup::default().set("upstream.0.http2", true).before(upstream.address);
-    let mut client = proxy.connect().await;
-    let fields = ["connection: upgrade", "upgrade: websocket"];
-    client.send(crate::support::request("GET", "/v1/realtime", &fields, b"")).await;
-    let mut wire = upstream.accept().await;
-    assert_eq!(wire.head().await.line, "GET /v1/realtime HTTP/1.1");
-    wire.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
-    assert_eq!(client.head().await.status(), 101);
-    client.send("ping").await;
-    assert_eq!(wire.take(4).await, b"ping");
+async fn a_stream_of_http_2_that_is_reset_while_queued_takes_its_ticket_with_it() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(1).before(upstream.address);
+    let _running = proxy.chat(&[]).await;
+    let _call = upstream.next().await;
+    let mut tasks = JoinSet::new();
+    let mut handle = h2(&proxy, &mut tasks, 1 << 20).await;
+    let mut waiting = Box::pin(handle.send_request(post(CHAT)));
+    tokio::select! {
+        _ = &mut waiting => panic!("there is no permit for it"),
+        () = proxy.queued(1) => {}
+    }
+    drop(waiting);
+    proxy.queued(0).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_of_http_2_does_not_hold_up_a_drain() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(1).before(upstream.address);
+    let mut tasks = JoinSet::new();
+    let mut handle = h2(&proxy, &mut tasks, 1 << 20).await;
+    let (response, ()) = tokio::join!(answer(&mut handle, post(CHAT)), async {
+        upstream.next().await.answer(200, &[], b"ok").await;
+    });
+    response.into_body().collect().await.unwrap();
+    let clock = tidegate::clock::Clock::start();
+    proxy.stop().drain();
+    proxy.join().await;
+    assert!(clock.now().since(Default::default()) < Duration::from_secs(3));
 }

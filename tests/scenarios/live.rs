@@ -143,7 +143,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
     let mut background = JoinSet::new();
     background.spawn(gate.clone().run_timer());
     let interval = predict::interval(&config.scaling);
-    background.spawn(app::keep_time(gate.clone(), upstream.clone(), clock, interval, move || hour));
+    background.spawn(app::keep_time(gate.clone(), upstream.clone(), interval, move || hour));
     let draining = async {
         match drain_at {
             None => None,

@@ -39,9 +39,9 @@ pub struct Waiting {
 /// Weights of the classes, by [`Priority::index`].
 const WEIGHTS: [i64; 3] = [16, 4, 1];
 /// Tokens a tenant may take per turn.
-const QUANTUM: u64 = 4096;
+const QUANTUM: u64 = 1024;
 /// What one request counts for at most: `max_tokens` is a bound, rarely a plan.
-const MAX_COST: u64 = 4 * QUANTUM;
+const MAX_COST: u64 = 16 * QUANTUM;
 
 #[derive(Clone, Debug, Default)]
 struct Lane {
@@ -80,6 +80,12 @@ impl Queue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
+    }
+
+    /// This one waits.
+    #[must_use]
+    pub fn contains(&self, ticket: Ticket) -> bool {
+        self.places.contains_key(&ticket)
     }
 
     /// Bytes their bodies hold.

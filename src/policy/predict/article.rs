@@ -106,7 +106,8 @@ pub(super) fn decide(s: &Snapshot<'_>, params: &Params) -> Verdict {
     if s.queued > EMERGENCY_QUEUE && s.limit < params.article_emergency {
         return Verdict { prediction, required, to: params.article_emergency, reason: Reason::Emergency };
     }
-    if s.since_change.is_some_and(|d| d < params.cooldown) {
+    // to the nearest second: it looks every five, and a look that comes a moment early is not another five late
+    if s.since_change.is_some_and(|d| d + Duration::from_millis(500) < params.cooldown) {
         return hold(Reason::Cooldown);
     }
     if prediction.confidence < 0.7 {
