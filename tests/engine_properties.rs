@@ -21,7 +21,7 @@ mod strategies;
 mod support;
 
 use support::breaker::PlainBreaker;
-use support::queue::{Line, PlainQueue};
+use support::queue::{LARGEST, Line, PlainQueue, TURN};
 use support::steps::{KINDS, OUTCOMES, Setting, decode};
 use support::world;
 
@@ -288,8 +288,6 @@ proptest! {
     /// largest requests), and two turns of its class are never far apart.
     #[test]
     fn nobody_starves(moves in moves()) {
-        const TURN: u64 = 4096;
-        const LARGEST: u64 = 4 * TURN;
         let charge = |w: &Waiting| w.cost.0.clamp(1, LARGEST);
         let (mut queue, mut plain) = (Queue::default(), PlainQueue::default());
         // per waiting ticket: tokens served to each tenant of its class since it came

@@ -28,7 +28,7 @@ pub(crate) const RANKS: [(&str, u8); 15] = [
     ("units", 0),
     ("policy", 1),
     ("clock", 1),
-    ("wire", 2),
+    ("wire", 1),
     ("telemetry", 2),
     ("upstream", 3),
     ("store", 3),
@@ -306,8 +306,9 @@ const TASKS: [&str; 8] = [
     "demo/tasks.rs",
     "demo/load.rs",
 ];
-/// The access log's writer blocks on a file, the signals' on the kernel.
-const THREADS: [&str; 3] = ["app/", "cli/signals.rs", "telemetry/writer.rs"];
+/// The access log's writer blocks on a file, the signals' on the kernel; the simulated server of `tidegate demo`
+/// lives as long as the process.
+const THREADS: [&str; 4] = ["app/", "cli/demo.rs", "cli/signals.rs", "telemetry/writer.rs"];
 const STARTS: [&str; 4] = ["spawn", "spawn_local", "spawn_blocking", "spawn_on"];
 const STARTERS: [&str; 4] = ["TaskTracker", "JoinSet", "LocalSet", "TokioExecutor"];
 

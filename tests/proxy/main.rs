@@ -1,5 +1,12 @@
 //! The proxy by its behaviour: the real thing on loopback sockets, scripted upstreams, raw clients.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
+
 mod support;
 
 mod admission;

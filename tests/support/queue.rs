@@ -16,12 +16,17 @@ pub(crate) struct Line {
 #[derive(Default)]
 pub(crate) struct PlainQueue {
     all: Vec<Waiting>,
-    /// Per class: whose turn it is next, and what each may still take.
+    /// Per class: whose turn it is next, and what each may still take. The first one's turn has begun when its
+    /// tenant is in `begun`.
     turns: [Vec<(TenantId, u64)>; 3],
+    begun: [Option<TenantId>; 3],
     credit: [i64; 3],
 }
 
-const TURN: u64 = 4096;
+/// Tokens a tenant may take per turn.
+pub(crate) const TURN: u64 = 1024;
+/// What one request counts for at most.
+pub(crate) const LARGEST: u64 = 16 * TURN;
 
 impl PlainQueue {
     pub(crate) fn pick(&self, n: u8) -> Option<Waiting> {
@@ -40,6 +45,8 @@ impl PlainQueue {
         let at = self.all.iter().position(|w| w.ticket == ticket)?;
         let w = self.all.remove(at);
         if self.head(w.priority, w.tenant).is_none() {
+            let begun = &mut self.begun[w.priority.index()];
+            *begun = begun.filter(|tenant| *tenant != w.tenant);
             self.turns[w.priority.index()].retain(|(tenant, _)| *tenant != w.tenant);
         }
         Some(w)
@@ -63,14 +70,18 @@ impl PlainQueue {
         let class = *here.iter().find(|p| self.credit[p.index()] == most)?;
         self.credit[class.index()] -= here.iter().map(|p| weight(*p)).sum::<i64>();
         loop {
-            let (tenant, deficit) = self.turns[class.index()].remove(0);
+            let (tenant, mut left) = self.turns[class.index()].remove(0);
+            if self.begun[class.index()].replace(tenant) != Some(tenant) {
+                left += TURN;
+            }
             let head = self.head(class, tenant)?;
-            let cost = head.cost.0.clamp(1, 4 * TURN);
-            if deficit >= cost {
-                self.turns[class.index()].insert(0, (tenant, deficit - cost));
+            let cost = head.cost.0.clamp(1, LARGEST);
+            if left >= cost {
+                self.turns[class.index()].insert(0, (tenant, left - cost));
                 return self.remove(head.ticket);
             }
-            self.turns[class.index()].push((tenant, deficit + TURN));
+            self.begun[class.index()] = None;
+            self.turns[class.index()].push((tenant, left));
         }
     }
 

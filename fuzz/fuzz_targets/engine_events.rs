@@ -1,0 +1,17 @@
+//! Any bytes are a life of the engine, and every life keeps its promises.
+//!
+//! The decoder and the checks are those of `tests/engine_properties.rs`; a find goes there as bytes, under
+//! `the_fuzzer_s_finds_stay_fixed`, so that `cargo test` keeps it fixed without a fuzzer.
+
+#![no_main]
+
+#[allow(dead_code, reason = "the queue's plain version is for the properties only")]
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let (setting, steps) = support::steps::decode(bytes);
+    support::world::run(setting.params(), &steps);
+});
