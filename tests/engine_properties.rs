@@ -22,7 +22,7 @@ mod support;
 
 use support::breaker::PlainBreaker;
 use support::queue::{LARGEST, Line, PlainQueue, TURN};
-use support::steps::{KINDS, OUTCOMES, Setting, decode};
+use support::steps::{KINDS, OUTCOMES, decode};
 use support::world;
 
 /// Failing cases are printed whole; nothing is written beside the tests.
@@ -480,14 +480,4 @@ fn a_slow_spell_does_not_refuse_for_ever() {
         on(&mut engine, now, Event::Finish(second, Outcome::Success));
     }
     assert_eq!(refused, 0, "of 1000 requests that would have waited for 10 ms");
-}
-
-/// Bytes that once broke a promise, and bytes that come into every corner.
-#[test]
-fn the_fuzzer_s_finds_stay_fixed() {
-    let nothing: &[&[u8]] = &[];
-    for bytes in nothing {
-        let (setting, steps): (Setting, _) = decode(bytes);
-        world::run(setting.params(), &steps);
-    }
 }

@@ -1,7 +1,7 @@
 //! Any bytes are a life of the engine, and every life keeps its promises.
 //!
-//! The decoder and the checks are those of `tests/engine_properties.rs`; a find goes there as bytes, under
-//! `the_fuzzer_s_finds_stay_fixed`, so that `cargo test` keeps it fixed without a fuzzer.
+//! The decoder and the checks are those of `tests/engine_properties.rs`, which also runs them on bytes from fixed
+//! seeds. A find becomes a test there, as `decode(b"…")`, so that `cargo test` keeps it fixed without a fuzzer.
 
 #![no_main]
 
