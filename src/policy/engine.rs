@@ -129,7 +129,7 @@ impl Engine {
         if self.flights.contains_key(&ticket) || self.queue.contains(ticket) {
             return;
         }
-        if a.kind != Kind::Unqueued {
+        if a.kind.takes_permit() {
             self.history.arrived(now);
         }
         let limits = &self.params.admission;
@@ -137,14 +137,19 @@ impl Engine {
         if self.draining {
             return effects.push(refuse(Refusal::Draining, None));
         }
-        if (a.kind == Kind::Unqueued && self.unqueued >= limits.max_unqueued)
+        if (!a.kind.takes_permit() && self.unqueued >= limits.max_unqueued)
             || (a.kind == Kind::WebSocket && self.websockets >= limits.max_websockets)
         {
             return effects.push(refuse(Refusal::Overloaded, Some(Duration::from_secs(1))));
         }
         let verdict = self.breaker.peek(now);
-        if a.kind == Kind::Unqueued {
+        if !a.kind.takes_permit() {
             return match verdict {
+                // its client could make everybody wait for as long as it likes: it probes only where nobody
+                // else has come to do it
+                Verdict::Probe if a.kind == Kind::Upload && self.probe_just_due(now) => {
+                    effects.push(refuse(Refusal::UpstreamUnavailable, self.recovery(now)));
+                }
                 Verdict::Pass | Verdict::Probe => self.admit(now, ticket, a.kind, a.stream, effects),
                 Verdict::OpenUntil(_) | Verdict::Probing => {
                     effects.push(refuse(Refusal::UpstreamUnavailable, self.recovery(now)));
@@ -194,7 +199,7 @@ impl Engine {
         let (verdict, transition) = self.breaker.start(now, ticket);
         effects.extend(transition.map(Effect::Breaker));
         match kind {
-            Kind::Unqueued => self.unqueued += 1,
+            Kind::Unqueued | Kind::Upload => self.unqueued += 1,
             Kind::Queued | Kind::WebSocket => {
                 self.permits.take();
                 self.websockets += usize::from(kind == Kind::WebSocket);
@@ -246,7 +251,7 @@ impl Engine {
         self.attempt_ended(now, ticket, outcome, effects);
         let Some(flight) = self.flights.remove(&ticket) else { return };
         match flight.kind {
-            Kind::Unqueued => self.unqueued -= 1,
+            Kind::Unqueued | Kind::Upload => self.unqueued -= 1,
             Kind::Queued | Kind::WebSocket => {
                 self.permits.give_back();
                 self.websockets -= usize::from(flight.kind == Kind::WebSocket);
@@ -355,6 +360,11 @@ impl Engine {
 
     fn wait_of(&self, now: MonoTime, priority: Priority, tenant: TenantId) -> Option<Duration> {
         self.drain_rate.wait(now, self.queue.ahead_of(priority, tenant))
+    }
+
+    /// The breaker has been waiting for a probe for less than its recovery time.
+    fn probe_just_due(&self, now: MonoTime) -> bool {
+        self.breaker.open_until().is_some_and(|until| now.since(until) < self.params.breaker.recovery)
     }
 
     /// Until the breaker lets a probe pass, at least a second.

@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 
 use tower::Service;
 
-use crate::policy::engine::Kind;
 use crate::proxy::Shared;
 use crate::proxy::exchange::{Admitted, Classified, Failure};
 use crate::proxy::respond::Trouble;
@@ -52,7 +51,7 @@ where
         let shared = self.shared.clone();
         Box::pin(async move {
             let asked = request.exchange.now();
-            let takes_permit = request.arrival.kind != Kind::Unqueued;
+            let takes_permit = request.arrival.kind.takes_permit();
             let record = &mut request.exchange.record;
             if takes_permit {
                 record.asked = Some(asked);

@@ -19,6 +19,7 @@ use crate::proxy::intake;
 use crate::proxy::route::TakesPermit;
 use crate::proxy::scan::{self, scan};
 use crate::proxy::{Parts, Shared};
+use crate::upstream::Payload;
 
 static PRIORITY: HeaderName = HeaderName::from_static("x-tidegate-priority");
 static DEADLINE: HeaderName = HeaderName::from_static("x-tidegate-deadline-ms");
@@ -103,6 +104,8 @@ async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, 
         Kind::WebSocket
     } else if takes_permit == TakesPermit::Yes || (read && seen.model.is_some()) {
         Kind::Queued
+    } else if matches!(payload, Payload::Stream(_)) {
+        Kind::Upload
     } else {
         Kind::Unqueued
     };

@@ -115,7 +115,7 @@ async fn stopping_at_once_waits_for_nobody() {
 #[tokio::test]
 async fn a_drain_waits_for_a_tunnel_and_ends_it_at_the_timeout() {
     let upstream = Raw::start().await;
-    let proxy = Setup::permits(4).set("listen.drain_timeout", "400ms").before(upstream.address);
+    let proxy = Setup::permits(4).set("listen.drain_timeout", "1500ms").before(upstream.address);
     let mut client = proxy.connect().await;
     client.send(request("GET", "/v1/realtime", &["connection: upgrade", "upgrade: websocket"], b"")).await;
     let mut wire = upstream.accept().await;

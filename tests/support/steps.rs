@@ -47,7 +47,7 @@ pub(crate) enum Step {
 
 pub(crate) const OUTCOMES: [Outcome; 5] =
     [Outcome::Success, Outcome::Refused, Outcome::Overload, Outcome::Failure, Outcome::Ignore];
-pub(crate) const KINDS: [Kind; 3] = [Kind::Queued, Kind::Unqueued, Kind::WebSocket];
+pub(crate) const KINDS: [Kind; 4] = [Kind::Queued, Kind::Unqueued, Kind::WebSocket, Kind::Upload];
 pub(crate) const POLICIES: [PolicyKind; 3] = [PolicyKind::Fixed, PolicyKind::Reactive, PolicyKind::Article];
 
 /// The settings that matter here, in sizes at which every bound is reached.
@@ -147,7 +147,7 @@ impl Bytes<'_> {
             0..8 => {
                 let who = self.byte();
                 Step::Arrive {
-                    kind: KINDS[usize::from((who & 7) / 6) + usize::from(who & 7 == 7)],
+                    kind: KINDS[[0, 0, 0, 0, 0, 1, 2, 3][usize::from(who & 7)]],
                     tenant: who >> 3 & 3,
                     priority: Priority::ALL[usize::from(who >> 5) % 3],
                     cost: self.number(),

@@ -211,7 +211,7 @@ impl World {
         assert_eq!(expected.probe, None, "half-open for nobody");
         assert_eq!(expected.decision, None, "a decision without a word");
         if let Some((ticket, arrival)) = expected.arriving {
-            assert!(arrival.kind != Kind::Unqueued, "what takes no permit waits for none");
+            assert!(arrival.kind.takes_permit(), "what takes no permit waits for none");
             let timeout = self.now + self.params.admission.timeout;
             let deadline = timeout.min(arrival.head_by.unwrap_or(MonoTime::MAX));
             self.waiting.push(Waiter { ticket, arrival, deadline });
@@ -239,7 +239,7 @@ impl World {
             Event::Finish(ticket, outcome) => {
                 expected.transition = self.ended(ticket, outcome);
                 let flight = self.flights.remove(&ticket);
-                self.in_flight -= u32::from(flight.is_some_and(|f| f.kind != Kind::Unqueued));
+                self.in_flight -= u32::from(flight.is_some_and(|f| f.kind.takes_permit()));
             }
             Event::Install(ref decision) => expected.decision = Some(decision.clone()),
             Event::Drain => self.draining = true,
@@ -264,7 +264,7 @@ impl World {
                 let (verdict, turned) = self.breaker.start(self.now, *ticket);
                 assert_eq!(*probe, verdict == Verdict::Probe, "{ticket:?}");
                 assert_eq!(expected.probe.take(), turned, "{ticket:?}");
-                if arrival.kind != Kind::Unqueued {
+                if arrival.kind.takes_permit() {
                     self.in_flight += 1;
                     assert!(
                         self.in_flight <= self.limit,
@@ -321,7 +321,7 @@ impl World {
             && let Some((_, arrival)) = expected.arriving.take()
         {
             let overtaken = self.waiting.iter().find(|w| line(&w.arrival) == line(&arrival));
-            let waits = arrival.kind != Kind::Unqueued;
+            let waits = arrival.kind.takes_permit();
             assert!(
                 !(admitted && waits) || overtaken.is_none(),
                 "{ticket:?} went past {overtaken:?} of its own line"
@@ -354,11 +354,13 @@ impl World {
                         || self.bytes() + arrival.bytes > limits.max_bytes)
             }
             Refusal::QueueTimeout => deadline.is_some_and(|at| at <= self.now),
-            Refusal::DeadlineUnreachable => arrival.kind != Kind::Unqueued,
+            Refusal::DeadlineUnreachable => arrival.kind.takes_permit(),
             Refusal::UpstreamUnavailable => self.breaker.state() != BreakerState::Closed,
             Refusal::Draining => self.draining,
             Refusal::Overloaded => match arrival.kind {
-                Kind::Unqueued => open(Kind::Unqueued) >= limits.max_unqueued,
+                Kind::Unqueued | Kind::Upload => {
+                    open(Kind::Unqueued) + open(Kind::Upload) >= limits.max_unqueued
+                }
                 Kind::WebSocket => open(Kind::WebSocket) >= limits.max_websockets,
                 Kind::Queued => false,
             },
@@ -375,7 +377,8 @@ impl World {
         let open = |kind| self.flights.values().filter(|f| f.kind == kind).count();
         assert_eq!(c.arrived, c.admitted + c.rejected + c.cancelled + self.waiting.len(), "{c:?}");
         assert_eq!((status.limit, status.in_flight), (self.limit, self.in_flight));
-        assert_eq!((status.unqueued, status.websockets), (open(Kind::Unqueued), open(Kind::WebSocket)));
+        let unqueued = open(Kind::Unqueued) + open(Kind::Upload);
+        assert_eq!((status.unqueued, status.websockets), (unqueued, open(Kind::WebSocket)));
         let queued = Priority::ALL.map(|p| self.waiting.iter().filter(|w| w.arrival.priority == p).count());
         assert_eq!((status.queued, status.queue_bytes), (queued, self.bytes()));
         assert_eq!((status.breaker, status.draining), (self.breaker.state(), self.draining));

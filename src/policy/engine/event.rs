@@ -25,8 +25,18 @@ pub enum Kind {
     Queued,
     /// Everything else: no permit, bounded by `max_unqueued`.
     Unqueued,
+    /// The same with a body that its client is still sending: the breaker's probe only if nobody else comes.
+    Upload,
     /// A tunnel: takes a permit for its life, bounded by `max_websockets` too.
     WebSocket,
+}
+
+impl Kind {
+    /// Whether it holds one of the permits.
+    #[must_use]
+    pub const fn takes_permit(self) -> bool {
+        matches!(self, Self::Queued | Self::WebSocket)
+    }
 }
 
 /// A request as the engine sees it.
