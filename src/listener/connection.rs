@@ -12,9 +12,9 @@ use bytes::Bytes;
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
 use hyper::{Request, Response, Version};
-use hyper_util::rt::TokioIo;
-use hyper_util::server::conn::auto;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
@@ -70,15 +70,30 @@ where
 {
     let activity = Arc::new(Activity::default());
     let streams = Streams::default();
-    let io = Patient::new(io, activity.clone(), with.params.clone(), with.clock);
+    let mut io = Patient::new(io, activity.clone(), with.params.clone(), with.clock);
     let service =
         Watched { service, activity: activity.clone(), streams: streams.clone(), clock: with.clock };
-    let mut builder = auto::Builder::new(Tracked(with.tasks.clone()));
-    // its own timer would end what `Patient` lets live
-    builder.http1().header_read_timeout(None).max_buf_size(MAX_HEAD);
-    builder.http2().max_header_list_size(MAX_HEAD as u32).max_concurrent_streams(256);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
-    let (mut connection, mut drain) = (pin!(connection), pin!(with.drain.cancelled()));
+    let mut drain = pin!(with.drain.cancelled());
+    let http2 = tokio::select! {
+        biased;
+        () = drain.as_mut() => return,
+        sniffed = io.sniff() => sniffed,
+    };
+    let connection = match http2 {
+        Err(error) => return count(&with.telemetry, &error),
+        Ok(false) => {
+            let mut http1 = http1::Builder::new();
+            // its own timer would end what `Patient` lets live
+            http1.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD);
+            Connection::Http1(http1.serve_connection(TokioIo::new(io), service).with_upgrades())
+        }
+        Ok(true) => {
+            let mut http2 = http2::Builder::new(Tracked(with.tasks.clone()));
+            http2.timer(TokioTimer::new()).max_header_list_size(MAX_HEAD as u32).max_concurrent_streams(256);
+            Connection::Http2(Box::pin(http2.serve_connection(TokioIo::new(io), service)))
+        }
+    };
+    let mut connection = pin!(connection);
     let mut draining = false;
     let mut registered = false;
     let mut watch: Option<Pin<Box<Sleep>>> = None;
@@ -91,7 +106,7 @@ where
             registered = true;
             if drain.as_mut().poll(cx).is_ready() {
                 draining = true;
-                connection.as_mut().graceful_shutdown();
+                connection.as_mut().drain();
             }
         }
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -120,11 +135,70 @@ where
         Poll::Pending
     })
     .await;
-    if let Err(error) = ended
-        && let Some(fault) = fault_of(error.as_ref())
-    {
-        tracing::debug!(%error, "client connection");
-        with.telemetry.connection_fault(fault);
+    if let Err(error) = ended {
+        count(&with.telemetry, &error);
+    }
+}
+
+fn count(telemetry: &Telemetry, error: &(dyn StdError + 'static)) {
+    tracing::debug!(%error, "client connection");
+    if let Some(fault) = fault_of(error) {
+        telemetry.connection_fault(fault);
+    }
+}
+
+/// A connection once its protocol is known. HTTP/2's state is boxed: it is three times the size.
+enum Connection<A, B> {
+    Http1(A),
+    Http2(Pin<Box<B>>),
+}
+
+/// The two of hyper's connections have this in common, but no trait for it.
+trait Drain: Future<Output = hyper::Result<()>> {
+    /// Ends the connection after what it is doing.
+    fn drain(self: Pin<&mut Self>);
+}
+
+impl<IO, S, B> Drain for http1::UpgradeableConnection<IO, S>
+where
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>>,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<IO, S, B, E> Drain for http2::Connection<IO, S, E>
+where
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>>,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<A: Drain + Unpin, B: Drain> Connection<A, B> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(connection).poll(cx),
+            Self::Http2(connection) => connection.as_mut().poll(cx),
+        }
+    }
+
+    fn drain(self: Pin<&mut Self>) {
+        match self.get_mut() {
+            Self::Http1(connection) => Pin::new(connection).drain(),
+            Self::Http2(connection) => connection.as_mut().drain(),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::clock::Clock;
@@ -85,7 +85,14 @@ pub(super) struct Patient<IO> {
     reading: Option<Pin<Box<Sleep>>>,
     stuck_since: Option<MonoTime>,
     writing: Option<Pin<Box<Sleep>>>,
+    /// Read already, to be read again.
+    sniffed: Vec<u8>,
 }
+
+/// What an HTTP/2 client sends first (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes to sniff with: most heads come whole, and are then parsed in one go.
+const SNIFF: usize = 4096;
 
 impl<IO> Patient<IO> {
     pub(super) fn new(io: IO, activity: Arc<Activity>, params: Arc<Params>, clock: Clock) -> Self {
@@ -100,6 +107,7 @@ impl<IO> Patient<IO> {
             reading: None,
             stuck_since: None,
             writing: None,
+            sniffed: Vec::new(),
         }
     }
 
@@ -172,9 +180,41 @@ fn poll_until(
     }
 }
 
+impl<IO: AsyncRead + Unpin> Patient<IO> {
+    /// Whether the client speaks HTTP/2; what had to be read for that is read again later.
+    ///
+    /// # Errors
+    /// Those of the stream, its impatience among them.
+    pub(super) async fn sniff(&mut self) -> io::Result<bool> {
+        let mut sniffed = Vec::with_capacity(SNIFF);
+        let http2 = loop {
+            if !PREFACE.starts_with(&sniffed[..sniffed.len().min(PREFACE.len())]) {
+                break false;
+            }
+            if sniffed.len() >= PREFACE.len() {
+                break true;
+            }
+            if self.read_buf(&mut sniffed).await? == 0 {
+                break false;
+            }
+        };
+        self.sniffed = sniffed;
+        Ok(http2)
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.sniffed.is_empty() {
+            let n = this.sniffed.len().min(buf.remaining());
+            buf.put_slice(&this.sniffed[..n]);
+            this.sniffed.drain(..n);
+            if this.sniffed.is_empty() {
+                this.sniffed = Vec::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
         this.follow();
         let before = buf.filled().len();
         match Pin::new(&mut this.io).poll_read(cx, buf) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use hyper::http::response;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Response, StatusCode};
@@ -93,7 +94,9 @@ async fn forward(shared: Arc<Shared>, admitted: Admitted) -> Result<Answer, Unan
         Ok((head, body, tunnel)) => {
             record.first_byte = Some(clock.now());
             record.status = Some(head.status.as_u16());
-            record.upstream_request_id = head.headers.get("x-request-id").cloned();
+            // a copy: a clone would keep the whole buffer it was read into for as long as the stream lives
+            record.upstream_request_id =
+                head.headers.get("x-request-id").and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
             Ok(Answer { head, body, tunnel, permit, waited, exchange })
         }
         Err(trouble) => {
