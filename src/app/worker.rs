@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
+use tower::Layer;
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::Shared;
 use crate::config::Config;
@@ -68,7 +70,9 @@ impl Worker {
             };
             let acceptor = Acceptor { socket, connections: shared.connections.clone(), serving };
             let working = async {
-                acceptor.run(proxy::stack(parts)).await;
+                // a fault of ours ends one request with an answer, not a connection without one
+                let guarded = CatchPanicLayer::custom(proxy::panicked).layer(proxy::stack(parts));
+                acceptor.run(guarded).await;
                 shared.tunnels.closed().await;
             };
             tokio::select! {

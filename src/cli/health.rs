@@ -19,7 +19,7 @@ pub(super) struct Options {
     settings: Settings,
 }
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// More than any page of metrics is.
 const MAX_ANSWER: u64 = 32 << 20;
 

@@ -47,6 +47,7 @@ pub use detach::Tunnels;
 pub use gate::{Gate, Permit, Refused, Report};
 pub use intake::Memory;
 pub use params::Params;
+pub use respond::panicked;
 pub use scan::{Head, scan};
 
 use crate::clock::Clock;

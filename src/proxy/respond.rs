@@ -3,6 +3,7 @@
 //!
 //! This is the one place where a trouble gets its HTTP meaning (RFC 9110 §15, OpenAI's error shape).
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -12,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request;
@@ -138,6 +141,19 @@ pub(super) fn error_json(message: &str, kind: &str, code: &str) -> String {
 pub(super) fn broken_stream(fault: &Fault) -> (&'static str, String) {
     let code = if fault.is_timeout() { "upstream_timeout" } else { "upstream_error" };
     (code, error_json(&format!("The upstream's answer broke off: {fault}"), "server_error", code))
+}
+
+/// The answer to a request in whose service something of ours panicked. Its permit and record have been let
+/// go of on the way here.
+#[must_use]
+pub fn panicked(_: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
+    let text = error_json("The proxy failed to serve this request.", "server_error", "internal_error");
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(&REASON, HeaderValue::from_static("internal_error"));
+    response
 }
 
 fn answer(failure: Failure) -> Response<Body> {
@@ -290,6 +306,24 @@ mod tests {
         assert_eq!(whole_seconds(Duration::ZERO), 1);
         assert_eq!(whole_seconds(Duration::from_millis(1001)), 2);
         assert_eq!(whole_seconds(Duration::from_secs(61)), 61);
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_ours_is_a_500_that_says_whose_it_is() {
+        use http_body_util::BodyExt as _;
+        use tower::{ServiceBuilder, ServiceExt as _};
+
+        let broken = ServiceBuilder::new()
+            .layer(tower_http::catch_panic::CatchPanicLayer::custom(panicked))
+            .service_fn(|_: Request<()>| async {
+                let nothing: Vec<Response<Full<Bytes>>> = Vec::new();
+                Ok::<_, Infallible>(nothing.into_iter().next().unwrap())
+            });
+        let response = broken.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()["x-tidegate-reason"], "internal_error");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(!String::from_utf8_lossy(&body).contains("unwrap"), "what went wrong inside stays inside");
     }
 
     #[test]
