@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{LAST_MOMENT, Shared};
+use crate::app::Shared;
 use crate::clock;
 use crate::proxy::Gate;
 use crate::telemetry::{Admin, serve_connection};
@@ -64,8 +64,6 @@ impl Control {
         }
         self.shared.tunnels.end();
         self.shared.force.cancel();
-        // dropping the workers' runtimes cuts their connections; a thread stuck in a call is left behind
-        let _ = tokio::time::timeout(LAST_MOMENT, self.working.acquire_many(all)).await;
     }
 }
 

@@ -19,7 +19,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
@@ -123,7 +122,7 @@ impl Running {
         let telemetry = Telemetry::new(&config.telemetry, clock, workers, &registry)?;
         let upstream = Upstream::new(config.upstream.clone(), workers, clock)?;
         let (sockets, address) = bind_all(config.listen.address, workers)?;
-        let admin_socket = bind("admin", config.telemetry.admin_address)?;
+        let admin_socket = bind_admin(config.telemetry.admin_address)?;
         let admin = local_address("admin", &admin_socket)?;
         let gate = gate(config, clock, &telemetry, &upstream, |_| {});
         let shared = Shared {
@@ -255,6 +254,14 @@ fn bind(section: &'static str, address: SocketAddr) -> Result<TcpListener, Start
     listener::bind(address).map_err(|source| StartError::Bind { section, address, source })
 }
 
+/// Without SO_REUSEPORT: two processes must not share out one's scrapes and health checks.
+fn bind_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let wrong = |source| StartError::Bind { section: "admin", address, source };
+    let socket = TcpListener::bind(address).map_err(wrong)?;
+    socket.set_nonblocking(true).map_err(wrong)?;
+    Ok(socket)
+}
+
 fn local_address(section: &'static str, socket: &TcpListener) -> Result<SocketAddr, StartError> {
     let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
     socket.local_addr().map_err(|source| StartError::Bind { section, address: unknown, source })
@@ -286,6 +293,3 @@ impl Shared {
         self.drain.cancel();
     }
 }
-
-/// How long after the drain's deadline threads may take to end before the process does without them.
-const LAST_MOMENT: Duration = Duration::from_secs(2);

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -74,12 +75,16 @@ impl Worker {
                 let guarded = CatchPanicLayer::custom(proxy::panicked).layer(proxy::stack(parts));
                 acceptor.run(guarded).await;
                 shared.tunnels.closed().await;
+                ended.add_permits(1);
+                // connections to the upstream that other workers use are driven here, until all are done
+                std::future::pending::<()>().await;
             };
             tokio::select! {
                 () = working => {}
                 () = shared.force.cancelled() => {}
             }
         });
-        ended.add_permits(1);
+        // a name look-up that hangs must not hold the process
+        runtime.shutdown_timeout(Duration::ZERO);
     }
 }

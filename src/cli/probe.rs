@@ -241,7 +241,7 @@ impl Prober {
         let answering = async {
             let response = self
                 .upstream
-                .send(0, head, payload, self.timeout, Repeat::IfIdempotent, &mut trace)
+                .send(0, head, payload, self.timeout, Repeat::Always, &mut trace)
                 .await
                 .map_err(|fault| fault.to_string())?;
             let first_byte = self.clock.now().since(began);

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tower::Service;
 
@@ -25,6 +25,8 @@ use crate::telemetry::ConnectionFault;
 
 /// Connections the kernel may hold ready for us.
 const BACKLOG: i32 = 4096;
+/// Silence after which the kernel asks a peer whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// What a connection too many is told before it is closed. It has an id like every answer of ours, so that
 /// whoever shows it to us can be helped.
@@ -143,6 +145,8 @@ impl Acceptor {
     {
         // without it, a peer that delays its acknowledgements adds 40 ms to the first token
         let _ = stream.set_nodelay(true);
+        // a client that vanished without a word would hold its tunnel's permit for ever
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         let Some(place) = self.connections.take() else {
             self.serving.telemetry.connection_fault(ConnectionFault::TooMany);
             // a fresh socket's buffer takes this much at once

@@ -7,13 +7,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
-use hyper::{Request, Response, Version};
+use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
@@ -27,6 +28,10 @@ use crate::listener::patience::{Activity, Impatience, Patient};
 use crate::listener::response::{Busy, Guarded, Streams};
 use crate::telemetry::{ConnectionFault, Telemetry};
 
+/// How often an HTTP/2 client is asked whether it is still there.
+const PING: Duration = Duration::from_secs(30);
+/// How long a drain waits for the first request of a connection that has none yet.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// Largest head of a request: hyper answers 431 above.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -74,10 +79,17 @@ where
     let service =
         Watched { service, activity: activity.clone(), streams: streams.clone(), clock: with.clock };
     let mut drain = pin!(with.drain.cancelled());
-    let http2 = tokio::select! {
-        biased;
-        () = drain.as_mut() => return,
-        sniffed = io.sniff() => sniffed,
+    let http2 = {
+        let mut sniffing = pin!(io.sniff());
+        tokio::select! {
+            biased;
+            sniffed = sniffing.as_mut() => sniffed,
+            // it may have come out of the backlog with its request on the way
+            () = drain.as_mut() => match tokio::time::timeout(LAST_REQUEST, sniffing).await {
+                Ok(sniffed) => sniffed,
+                Err(_) => return,
+            },
+        }
     };
     let connection = match http2 {
         Err(error) => return count(&with.telemetry, &error),
@@ -89,7 +101,11 @@ where
         }
         Ok(true) => {
             let mut http2 = http2::Builder::new(Tracked(with.tasks.clone()));
-            http2.timer(TokioTimer::new()).max_header_list_size(MAX_HEAD as u32).max_concurrent_streams(256);
+            http2
+                .keep_alive_interval(PING)
+                .timer(TokioTimer::new())
+                .max_header_list_size(MAX_HEAD as u32)
+                .max_concurrent_streams(256);
             Connection::Http2(Box::pin(http2.serve_connection(TokioIo::new(io), service)))
         }
     };
@@ -101,16 +117,17 @@ where
     let mut nudge: Option<Pin<Box<Sleep>>> = None;
     let idle = with.params.keep_alive_idle;
     let ended = poll_fn(|cx| {
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
         // the token is asked once to be woken by it and again when its flag is up: asking takes a lock
         if !draining && (!registered || with.draining.load(Ordering::Relaxed)) {
             registered = true;
             if drain.as_mut().poll(cx).is_ready() {
                 draining = true;
                 connection.as_mut().drain();
+                cx.waker().wake_by_ref();
             }
-        }
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(ended);
         }
         // hyper does not read again when a response is over, so nothing below it would notice that the
         // connection idles: it is nudged once its time may be over
@@ -253,13 +270,15 @@ where
         let streams = multiplexed.then(|| self.streams.clone());
         // the stack is always ready: it waits in its futures
         let answering = self.service.clone().call(request);
-        Answering { answering: Box::pin(answering), streams, clock: self.clock, busy }
+        let activity = self.activity.clone();
+        Answering { answering: Box::pin(answering), activity, streams, clock: self.clock, busy }
     }
 }
 
 /// The stack's future; its response's body is guarded.
 struct Answering<F, B> {
     answering: Pin<Box<F>>,
+    activity: Arc<Activity>,
     streams: Option<Streams<B>>,
     clock: Clock,
     busy: Option<Busy>,
@@ -275,6 +294,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let response = ready!(this.answering.as_mut().poll(cx))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            this.activity.upgraded.store(true, Ordering::Relaxed);
+        }
         let busy = match this.busy.take() {
             Some(busy) => busy,
             None => return Poll::Pending,

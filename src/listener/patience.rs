@@ -40,6 +40,8 @@ pub(super) struct Activity {
     pub(super) idle_since: AtomicU64,
     /// HTTP/2, where bytes between requests are not a head.
     pub(super) multiplexed: AtomicBool,
+    /// Another protocol now: nothing on it is a head, and its silence is its own affair.
+    pub(super) upgraded: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,7 +116,8 @@ impl<IO> Patient<IO> {
     /// Follows the requests. One may have come and gone since it was last called.
     fn follow(&mut self) {
         let begun = self.activity.begun.load(Ordering::Relaxed);
-        if self.activity.busy.load(Ordering::Relaxed) > 0 {
+        let upgraded = self.activity.upgraded.load(Ordering::Relaxed);
+        if upgraded || self.activity.busy.load(Ordering::Relaxed) > 0 {
             self.phase = Phase::Busy;
         } else if self.phase == Phase::Busy || begun != self.begun {
             self.phase = Phase::Idle;

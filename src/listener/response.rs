@@ -38,7 +38,7 @@ impl Drop for Busy {
 
 /// One multiplexed response.
 struct Stream<B> {
-    body: Option<B>,
+    body: Option<(B, Busy)>,
     /// When the last piece was handed over, while nobody has asked for the next.
     handed_over: Option<MonoTime>,
 }
@@ -65,8 +65,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<B> Streams<B> {
-    fn add(&self, body: B) -> Arc<Mutex<Stream<B>>> {
-        let stream = Arc::new(Mutex::new(Stream { body: Some(body), handed_over: None }));
+    fn add(&self, body: B, busy: Busy) -> Arc<Mutex<Stream<B>>> {
+        let stream = Arc::new(Mutex::new(Stream { body: Some((body, busy)), handed_over: None }));
         let mut all = lock(&self.0);
         all.retain(|s| s.strong_count() > 0);
         all.push(Arc::downgrade(&stream));
@@ -76,7 +76,7 @@ impl<B> Streams<B> {
     /// Frees what has been stuck since before `now - patience`; how many that were.
     pub(super) fn free_stuck(&self, now: MonoTime, patience: Duration) -> usize {
         let all: Vec<_> = lock(&self.0).iter().filter_map(Weak::upgrade).collect();
-        let stuck: Vec<B> = all
+        let stuck: Vec<(B, Busy)> = all
             .iter()
             .filter_map(|stream| {
                 let mut stream = lock(stream);
@@ -92,21 +92,20 @@ impl<B> Streams<B> {
 pub(super) struct Guarded<B> {
     kind: Kind<B>,
     clock: Clock,
-    _busy: Busy,
 }
 
 enum Kind<B> {
-    Alone(B),
+    Alone { body: B, _busy: Busy },
     Multiplexed(Arc<Mutex<Stream<B>>>),
 }
 
 impl<B: Body> Guarded<B> {
     pub(super) fn new(body: B, streams: Option<&Streams<B>>, clock: Clock, busy: Busy) -> Self {
         let kind = match streams {
-            None => Kind::Alone(body),
-            Some(streams) => Kind::Multiplexed(streams.add(body)),
+            None => Kind::Alone { body, _busy: busy },
+            Some(streams) => Kind::Multiplexed(streams.add(body, busy)),
         };
-        Self { kind, clock, _busy: busy }
+        Self { kind, clock }
     }
 }
 
@@ -124,11 +123,11 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
         match &mut this.kind {
-            Kind::Alone(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Kind::Alone { body, .. } => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Kind::Multiplexed(stream) => {
                 let mut stream = lock(stream);
                 stream.handed_over = None;
-                let Some(body) = &mut stream.body else {
+                let Some((body, _)) = &mut stream.body else {
                     return Poll::Ready(Some(Err("the client took nothing for too long".into())));
                 };
                 let polled = Pin::new(body).poll_frame(cx).map_err(Into::into);
@@ -142,15 +141,19 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Alone(body) => body.is_end_stream(),
-            Kind::Multiplexed(stream) => lock(stream).body.as_ref().is_some_and(Body::is_end_stream),
+            Kind::Alone { body, .. } => body.is_end_stream(),
+            Kind::Multiplexed(stream) => {
+                lock(stream).body.as_ref().is_some_and(|(body, _)| body.is_end_stream())
+            }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Alone(body) => body.size_hint(),
-            Kind::Multiplexed(stream) => lock(stream).body.as_ref().map(Body::size_hint).unwrap_or_default(),
+            Kind::Alone { body, .. } => body.size_hint(),
+            Kind::Multiplexed(stream) => {
+                lock(stream).body.as_ref().map(|(body, _)| body.size_hint()).unwrap_or_default()
+            }
         }
     }
 }

@@ -364,7 +364,7 @@ impl Engine {
 
     /// The breaker has been waiting for a probe for less than its recovery time.
     fn probe_just_due(&self, now: MonoTime) -> bool {
-        self.breaker.open_until().is_some_and(|until| now.since(until) < self.params.breaker.recovery)
+        self.breaker.due_since().is_some_and(|due| now.since(due) < self.params.breaker.recovery)
     }
 
     /// Until the breaker lets a probe pass, at least a second.

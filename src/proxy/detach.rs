@@ -52,8 +52,13 @@ impl Tunnels {
     pub(super) fn open(&self, (client, upstream): Tunnel, permit: Permit, mut exchange: Box<Exchange>) {
         let end = self.end.clone();
         self.tracker.spawn(async move {
+            let switched = tokio::select! {
+                switched = async { tokio::try_join!(client, upstream) } => switched,
+                () = end.cancelled() => return,
+            };
+            // a side that went before the switch was made: nothing is known but that it went
+            let Ok((client, upstream)) = switched else { return };
             let copying = async {
-                let (client, upstream) = tokio::try_join!(client, upstream).map_err(std::io::Error::other)?;
                 let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
                 let (client, upstream) = (tokio::io::split(client), tokio::io::split(upstream));
                 let record = &mut exchange.record;

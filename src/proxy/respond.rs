@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -234,8 +235,11 @@ where
         let route = route(request.method(), request.uri().path());
         let record = Record::new(id, route.endpoint, "default", parts.clock.now());
         let exchange = Exchange::new(record, self.shared.clone());
-        let upgrade = (request.version() == Version::HTTP_11 && upstream::is_upgrade(request.headers()))
-            .then(|| hyper::upgrade::on(&mut request));
+        let upgrade = (request.version() == Version::HTTP_11
+            && request.method() == Method::GET
+            && request.body().is_end_stream()
+            && upstream::is_upgrade(request.headers()))
+        .then(|| hyper::upgrade::on(&mut request));
         let (head, body) = request.into_parts();
         let serving = match fault_of_head(&head) {
             Some(fault) => Err(Failure::new(Trouble::BadRequest(fault), exchange)),

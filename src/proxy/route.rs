@@ -1,5 +1,7 @@
 //! Which API a path belongs to, and whether asking it takes a permit.
 
+use std::borrow::Cow;
+
 use hyper::Method;
 
 use crate::telemetry::Endpoint;
@@ -28,6 +30,8 @@ pub(super) fn route(method: &Method, path: &str) -> Route {
         Audio, Batches, Chat, Completions, Embeddings, Files, Images, Messages, Models, Moderations, Other,
         Realtime, Rerank, Responses,
     };
+    let plain = plain(path);
+    let path = &*plain;
     let mut back = path.trim_end_matches('/').rsplit('/');
     let last = back.next().unwrap_or_default();
     let before = back.next().unwrap_or_default();
@@ -73,6 +77,43 @@ pub(super) fn route(method: &Method, path: &str) -> Route {
     Route { endpoint, permit }
 }
 
+/// The path as a server would read it: decoded, without dots and empty segments, in lower case. Only for
+/// routing: a spelling that the upstream understands must not be a way around the gate.
+fn plain(path: &str) -> Cow<'_, str> {
+    let odd = |b: u8| b == b'%' || b.is_ascii_uppercase();
+    if !path.bytes().any(odd) && !path.contains("//") && !path.contains("/.") {
+        return Cow::Borrowed(path);
+    }
+    let raw = path.as_bytes();
+    let mut decoded = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    while let Some(byte) = raw.get(at) {
+        let digits = raw.get(at + 1..at + 3).and_then(|two| std::str::from_utf8(two).ok());
+        match digits.filter(|_| *byte == b'%').and_then(|two| u8::from_str_radix(two, 16).ok()) {
+            Some(code) => {
+                decoded.push(code);
+                at += 3;
+            }
+            None => {
+                decoded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    let decoded = String::from_utf8_lossy(&decoded).to_lowercase();
+    let mut parts = Vec::new();
+    for part in decoded.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    Cow::Owned(format!("/{}", parts.join("/")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +141,22 @@ mod tests {
             assert_eq!(post(path), (endpoint, TakesPermit::Yes), "{path}");
             assert_eq!(route(&Method::GET, path).permit, TakesPermit::No, "GET {path}");
         }
+    }
+
+    #[test]
+    fn no_spelling_is_a_way_around() {
+        for path in [
+            "/v1/Chat/Completions",
+            "/v1/chat/complet%69ons",
+            "/v1/chat/completions/.",
+            "/v1//chat/./completions//",
+            "/v1/x/../chat/completions",
+            "/v1/chat%2Fcompletions",
+        ] {
+            assert_eq!(post(path), (Endpoint::Chat, TakesPermit::Yes), "{path}");
+        }
+        assert_eq!(post("/%").0, Endpoint::Other);
+        assert_eq!(post("/%zz/../..").0, Endpoint::Other);
     }
 
     #[test]

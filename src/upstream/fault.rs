@@ -105,7 +105,8 @@ impl Fault {
             }
             return match error.source() {
                 Some(source) => Self::Upload(source.to_string().into()),
-                None => Self::Upload(Box::new(error)),
+                // no body was at fault: its connection's driver is gone
+                None => Self::Closed(error),
             };
         }
         Self::Closed(error)

@@ -29,6 +29,8 @@ struct Idle {
 struct Shared {
     handle: http2::SendRequest<Payload>,
     streams: Arc<AtomicUsize>,
+    /// When it was last seen in use.
+    used: MonoTime,
 }
 
 /// The connections of one upstream.
@@ -161,7 +163,7 @@ impl Pool {
         let streams = Arc::new(AtomicUsize::new(0));
         let lease = Lease::Http2 { _stream: Counted::new(&streams) };
         if offer && let Some(list) = lock(&self.shared).get_mut(worker) {
-            list.push(Shared { handle: handle.clone(), streams });
+            list.push(Shared { handle: handle.clone(), streams, used: self.clock.now() });
         }
         Ok((handle, lease))
     }
@@ -172,14 +174,22 @@ impl Pool {
         for stack in lock(&self.idle).iter_mut() {
             stack.retain(|entry| !entry.handle.is_closed() && entry.since >= oldest);
         }
+        let now = self.clock.now();
         for list in lock(&self.shared).iter_mut() {
-            list.retain(|c| !c.handle.is_closed());
+            list.retain_mut(|c| {
+                if c.streams.load(Ordering::Relaxed) > 0 {
+                    c.used = now;
+                }
+                !c.handle.is_closed() && c.used >= oldest
+            });
         }
     }
 
     /// Open connections: idle and in use.
     pub(super) fn counts(&self) -> (usize, usize) {
-        let idle = lock(&self.idle).iter().map(Vec::len).sum();
+        let unused = |c: &&Shared| c.streams.load(Ordering::Relaxed) == 0;
+        let idle = lock(&self.idle).iter().map(Vec::len).sum::<usize>()
+            + lock(&self.shared).iter().flatten().filter(unused).count();
         (idle, self.open.load(Ordering::Relaxed).saturating_sub(idle))
     }
 }

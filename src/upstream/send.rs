@@ -47,10 +47,12 @@ pub struct Upstream {
     key: Option<HeaderValue>,
     params: Params,
     dial: Box<dyn Dial>,
+    /// For upgrades, where they cannot go over what `dial` makes.
+    dial_tunnels: Option<Box<dyn Dial>>,
     pool: Arc<Pool>,
     clock: Clock,
-    /// One HTTP/2 connection is made at a time, so that a burst does not make a hundred.
-    opening: tokio::sync::Mutex<()>,
+    /// Held by whoever makes a worker's first HTTP/2 connection, so that a burst does not make a hundred.
+    opening: Vec<tokio::sync::Mutex<()>>,
 }
 
 impl Upstream {
@@ -60,7 +62,14 @@ impl Upstream {
     /// When its TLS settings or host cannot be used.
     pub fn new(params: Params, workers: usize, clock: Clock) -> Result<Arc<Self>, SetupError> {
         let dial = Box::new(Network::new(&params)?);
-        Self::with_dial(params, dial, workers, clock)
+        let tls = params.base_url.scheme_str() == Some("https");
+        let tunnels = if params.http2 && tls {
+            // where TLS settles on HTTP/2, a WebSocket needs a connection that did not
+            Some(Box::new(Network::new(&Params { http2: false, ..params.clone() })?) as Box<dyn Dial>)
+        } else {
+            None
+        };
+        Self::with_dials(params, dial, tunnels, workers, clock)
     }
 
     /// An upstream reached by `dial`.
@@ -70,6 +79,16 @@ impl Upstream {
     pub fn with_dial(
         params: Params,
         dial: Box<dyn Dial>,
+        workers: usize,
+        clock: Clock,
+    ) -> Result<Arc<Self>, SetupError> {
+        Self::with_dials(params, dial, None, workers, clock)
+    }
+
+    fn with_dials(
+        params: Params,
+        dial: Box<dyn Dial>,
+        dial_tunnels: Option<Box<dyn Dial>>,
         workers: usize,
         clock: Clock,
     ) -> Result<Arc<Self>, SetupError> {
@@ -95,8 +114,9 @@ impl Upstream {
             ),
             params,
             dial,
+            dial_tunnels,
             clock,
-            opening: tokio::sync::Mutex::new(()),
+            opening: (0..workers).map(|_| tokio::sync::Mutex::new(())).collect(),
         }))
     }
 
@@ -156,14 +176,15 @@ impl Upstream {
         };
         let sending = self.send_untimed(worker, head, payload, repeat, trace);
         let mut sending = std::pin::pin!(sending);
-        let mut seen = Some(0);
+        let mut seen = progress.as_ref().map(|_| 0);
         loop {
             if let Ok(result) = tokio::time::timeout(first_byte, sending.as_mut()).await {
                 return result;
             }
-            // a long upload that still moves has not begun to wait for its answer
+            // a long upload that still moves has not begun to wait for its answer; one that has just ended
+            // has waited for less than the whole time
             let sent = progress.as_deref().and_then(Progress::bytes);
-            if sent.is_none() || sent == seen {
+            if sent == seen {
                 return Err(Fault::FirstByteTimeout(first_byte));
             }
             seen = sent;
@@ -248,7 +269,8 @@ impl Upstream {
         let mut handle = match pooled {
             Some(handle) => handle,
             None => {
-                let io = self.connect(trace).await.map_err(fail)?;
+                let dial = self.dial_tunnels.as_ref().filter(|_| upgrade).unwrap_or(&self.dial);
+                let io = self.connect(&**dial, trace).await.map_err(fail)?;
                 self.pool.open_http1(io).await.map_err(|e| fail(Fault::before_head(e)))?
             }
         };
@@ -284,15 +306,22 @@ impl Upstream {
         let (mut handle, lease, reused) = match shared {
             Some((handle, lease)) => (handle, lease, true),
             None => {
-                let one_at_a_time = self.opening.lock().await;
-                let meanwhile = if reuse { self.pool.share(worker) } else { None };
+                let opening = if reuse { self.opening.get(worker) } else { None };
+                let mut first = opening.and_then(|opening| opening.try_lock().ok());
+                let mut meanwhile = None;
+                if let (Some(opening), None) = (opening, &first) {
+                    // somebody else is at it: wait for that one, and if it failed, for nobody
+                    first = Some(opening.lock().await);
+                    meanwhile = self.pool.share(worker);
+                    first.take();
+                }
                 match meanwhile {
                     Some((handle, lease)) => (handle, lease, true),
                     None => {
-                        let io = self.connect(trace).await.map_err(|f| (f, false))?;
+                        let io = self.connect(&*self.dial, trace).await.map_err(|f| (f, false))?;
                         let opened = self.pool.open_http2(worker, io, reuse).await;
-                        drop(one_at_a_time);
                         let (handle, lease) = opened.map_err(|e| (Fault::before_head(e), false))?;
+                        drop(first);
                         (handle, lease, false)
                     }
                 }
@@ -305,10 +334,14 @@ impl Upstream {
         judge(response, false, lease).map_err(|f| (f, reused))
     }
 
-    async fn connect(&self, trace: &mut Trace) -> Result<Box<dyn crate::upstream::Io>, Fault> {
+    async fn connect(
+        &self,
+        dial: &dyn Dial,
+        trace: &mut Trace,
+    ) -> Result<Box<dyn crate::upstream::Io>, Fault> {
         let limit = self.params.connect_timeout;
         let began = self.clock.now();
-        let io = tokio::time::timeout(limit, self.dial.dial())
+        let io = tokio::time::timeout(limit, dial.dial())
             .await
             .map_err(|_| Fault::ConnectTimeout(limit))?
             .map_err(Fault::Connect)?;

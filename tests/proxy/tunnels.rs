@@ -1,6 +1,6 @@
 //! WebSocket tunnels.
 
-use crate::support::{Proxy, Raw, Setup, Wire, request};
+use crate::support::{Proxy, Raw, Setup, Upstream, Wire, request};
 
 const ASK: &[&str] = &[
     "connection: keep-alive, Upgrade",
@@ -121,4 +121,33 @@ async fn an_upgrade_to_another_protocol_is_not_passed_on_and_the_request_is_serv
     assert_eq!(proxy.metric("tidegate_websockets", "").await, 0.0);
     call.answer(200, &[], b"ok").await;
     assert_eq!(client.response().await.text(), "ok");
+}
+
+#[tokio::test]
+async fn a_tunnel_is_not_held_to_the_timeouts_of_requests() {
+    let upstream = Raw::start().await;
+    let proxy = Setup::permits(4)
+        .set("limits.header_timeout", "100ms")
+        .set("limits.keep_alive_idle", "100ms")
+        .before(upstream.address);
+    let (mut client, mut wire) = open(&proxy, &upstream).await;
+    client.send("one").await;
+    assert_eq!(wire.take(3).await, b"one");
+    let quiet = tokio::time::timeout(std::time::Duration::from_millis(400), wire.take(1)).await;
+    assert!(quiet.is_err(), "it was ended though it only paused");
+    client.send("two").await;
+    assert_eq!(wire.take(3).await, b"two");
+}
+
+#[tokio::test]
+async fn a_request_with_a_body_is_no_tunnel_whatever_it_says() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4).before(upstream.address);
+    let mut client = proxy.connect().await;
+    let fields = ["connection: upgrade", "upgrade: websocket", "content-type: application/json"];
+    client.send(request("POST", "/v1/chat/completions", &fields, b"{\"model\":\"m\"}")).await;
+    let call = upstream.next().await;
+    assert!(call.request.head.get("upgrade").is_none());
+    call.answer(200, &[], b"ok").await;
+    assert_eq!(client.response().await.status(), 200);
 }

@@ -66,9 +66,17 @@ pub struct Transition {
 
 #[derive(Clone, Debug)]
 enum State {
-    Closed { in_a_row: u32 },
-    Open { until: MonoTime },
-    HalfOpen { probe: Option<Ticket> },
+    Closed {
+        in_a_row: u32,
+    },
+    Open {
+        until: MonoTime,
+    },
+    /// `since`: when the probe began, or became due again because it said nothing.
+    HalfOpen {
+        probe: Option<Ticket>,
+        since: MonoTime,
+    },
 }
 
 /// Answers seen within one tenth of the window.
@@ -119,8 +127,8 @@ impl Breaker {
         match self.state {
             State::Closed { .. } => Verdict::Pass,
             State::Open { until } if now < until => Verdict::OpenUntil(until),
-            State::Open { .. } | State::HalfOpen { probe: None } => Verdict::Probe,
-            State::HalfOpen { probe: Some(_) } => Verdict::Probing,
+            State::Open { .. } | State::HalfOpen { probe: None, .. } => Verdict::Probe,
+            State::HalfOpen { probe: Some(_), .. } => Verdict::Probing,
         }
     }
 
@@ -133,13 +141,23 @@ impl Breaker {
         }
     }
 
+    /// Since when a probe has been wanted; `None` while none is, or one is under way.
+    #[must_use]
+    pub fn due_since(&self) -> Option<MonoTime> {
+        match self.state {
+            State::Open { until } => Some(until),
+            State::HalfOpen { probe: None, since } => Some(since),
+            _ => None,
+        }
+    }
+
     /// Starts an attempt for `ticket` if one may start. A verdict of `Probe` makes it the probe.
     pub fn start(&mut self, now: MonoTime, ticket: Ticket) -> (Verdict, Option<Transition>) {
         let verdict = self.peek(now);
         let transition = match verdict {
             Verdict::Probe => {
                 let from = self.state();
-                self.state = State::HalfOpen { probe: Some(ticket) };
+                self.state = State::HalfOpen { probe: Some(ticket), since: now };
                 (from == BreakerState::Open).then(|| self.turned(from))
             }
             _ => None,
@@ -159,11 +177,11 @@ impl Breaker {
         outcome: Outcome,
     ) -> Option<Transition> {
         match self.state {
-            State::HalfOpen { probe } if probe == Some(ticket) => match outcome {
+            State::HalfOpen { probe, .. } if probe == Some(ticket) => match outcome {
                 Outcome::Success | Outcome::Refused => Some(self.close()),
                 Outcome::Overload | Outcome::Failure => Some(self.open(now)),
                 Outcome::Ignore => {
-                    self.state = State::HalfOpen { probe: None };
+                    self.state = State::HalfOpen { probe: None, since: now };
                     None
                 }
             },
@@ -185,7 +203,7 @@ impl Breaker {
     /// The half-open probe is answered by anything that shows the upstream alive, a 4xx included.
     pub fn alive(&mut self, ticket: Ticket) -> Option<Transition> {
         match self.state {
-            State::HalfOpen { probe } if probe == Some(ticket) => Some(self.close()),
+            State::HalfOpen { probe, .. } if probe == Some(ticket) => Some(self.close()),
             _ => None,
         }
     }
