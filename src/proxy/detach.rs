@@ -48,7 +48,6 @@ impl Tunnels {
     }
 
     /// Opens one. It starts when both sides have switched.
-    #[allow(clippy::disallowed_methods, reason = "tracked: the drain waits for it")]
     pub(super) fn open(&self, (client, upstream): Tunnel, permit: Permit, mut exchange: Box<Exchange>) {
         let end = self.end.clone();
         self.tracker.spawn(async move {
