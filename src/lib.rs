@@ -10,6 +10,7 @@
 //! | [`config`] | 5 | TOML, environment and flags into each room's checked `Params` |
 //! | [`listener`] | 4 | accept, protocol, patience with slow clients |
 //! | [`proxy`] | 4 | the request pipeline as a tower stack; the gate |
+//! | [`simulate`] | 4 | virtual time: workloads, simulated upstreams, the same engine, reports |
 //! | [`demo`] | 4 | the embedded simulated LLM upstream, and the load driver |
 //! | [`upstream`] | 3 | connections, TLS, header hygiene |
 //! | [`telemetry`] | 2 | metrics, quantiles, access log, the admin service |
@@ -25,6 +26,7 @@ pub mod demo;
 pub mod listener;
 pub mod policy;
 pub mod proxy;
+pub mod simulate;
 pub mod telemetry;
 pub mod upstream;
 pub mod wire;
