@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
-use tidegate::policy::predict::PolicyKind;
+use tidegate::policy::predict::{PolicyKind, Predictor, Wall};
 use tidegate::policy::units::{MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
 
 fn params(permits: u32, queue: usize) -> Params {
@@ -92,12 +92,9 @@ fn decide(c: &mut Criterion) {
     let now = MonoTime::from_secs(600);
     c.bench_function("decide on ten minutes of history", |b| {
         b.iter_batched(
-            || engine.history(),
-            |history| {
-                black_box(tidegate::policy::predict::plan(
-                    engine.scaling(),
-                    &engine.snapshot(now, 12, &history),
-                ))
+            || (engine.history().clone(), Predictor::new(engine.scaling().clone())),
+            |(history, mut predictor)| {
+                black_box(predictor.plan(&engine.snapshot(now, Wall::default(), &history)))
             },
             BatchSize::SmallInput,
         );

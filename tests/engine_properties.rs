@@ -12,7 +12,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate::policy::admission::{Queue, Waiting};
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
-use tidegate::policy::predict::{Decision, Direction, Reason};
+use tidegate::policy::predict::{Decision, Direction, Reason, Wall};
 use tidegate::policy::supply::{Breaker, Verdict};
 use tidegate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
 
@@ -117,6 +117,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 utilisation,
                 applied,
                 since_change,
+                outlook: None,
             }
         });
     prop_oneof![
@@ -153,7 +154,7 @@ proptest! {
             }
             let status = engine.status();
             prop_assert!(status.limit <= status.ceiling);
-            let _ = engine.snapshot(*now, 25, &engine.history());
+            let _ = engine.snapshot(*now, Wall { unix: i64::MAX, hour: 25 }, engine.history());
         }
     }
 

@@ -10,10 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::app::Shared;
-use crate::clock;
-use crate::proxy::Gate;
 use crate::telemetry::{Admin, serve_connection};
-use crate::upstream::Upstream;
 
 /// Scrapes and probes at once; more than that is a mistake or an attack.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -22,8 +19,6 @@ pub(super) struct Control {
     pub(super) shared: Shared,
     pub(super) admin: Admin,
     pub(super) admin_socket: TcpListener,
-    /// Time between two of the scaling rule's decisions.
-    pub(super) interval: Duration,
     pub(super) drain_timeout: Duration,
     pub(super) workers: usize,
     pub(super) working: Arc<Semaphore>,
@@ -48,8 +43,6 @@ impl Control {
         let tasks = TaskTracker::new();
         tasks.spawn(serve_admin(self.admin, self.admin_socket));
         tasks.spawn(self.shared.gate.clone().run_timer());
-        let Shared { gate, upstream, .. } = self.shared.clone();
-        tasks.spawn(keep_time(gate, upstream, self.interval, hour));
         let stop = self.shared.stop.clone();
         stop.drain.cancelled().await;
         self.shared.begin_drain();
@@ -65,37 +58,6 @@ impl Control {
         self.shared.tunnels.end();
         self.shared.force.cancel();
     }
-}
-
-/// The proxy's seconds, and every `interval` a decision. Runs until dropped.
-///
-/// A tick that comes late is not made up for. `hour` is asked for the hour of the day. The scenarios run it
-/// on a paused clock.
-pub async fn keep_time(gate: Arc<Gate>, upstream: Arc<Upstream>, interval: Duration, hour: impl Fn() -> u8) {
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // counted, not timed: a tick that comes a moment early must not cost a whole second
-    let every = interval.as_secs().max(1);
-    let mut passed = 0;
-    seconds.tick().await;
-    loop {
-        seconds.tick().await;
-        gate.tick();
-        upstream.prune();
-        passed += 1;
-        if passed % every == 0 {
-            gate.decide(hour());
-        }
-    }
-}
-
-/// Hour of the day in the system's time zone.
-fn hour() -> u8 {
-    jiff::Timestamp::try_from(clock::wall())
-        .map(|now| now.to_zoned_datetime(jiff::tz::TimeZone::system()).hour())
-        .ok()
-        .and_then(|hour| u8::try_from(hour).ok())
-        .unwrap_or_default()
 }
 
 async fn serve_admin(admin: Admin, socket: TcpListener) -> Infallible {

@@ -2,7 +2,8 @@
 //! in order.
 //!
 //! One thread and current-thread runtime per worker, each with its own accept socket; one more for
-//! everything that is not a request: admin, the predictor, the engine's timer, signals' consequences.
+//! everything that is not a request: admin, the engine's timer, signals' consequences; and one for the
+//! predictor.
 //!
 //! ```text
 //! stop ─▶ /readyz 503, gate drains ─▶ backlogs emptied, sockets closed ─▶ last response out ─▶ joined
@@ -10,9 +11,10 @@
 //! ```
 
 mod control;
+mod pace;
 mod worker;
 
-pub use control::keep_time;
+pub use pace::keep_time;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -146,11 +148,12 @@ impl Running {
             running.spawn(&format!("worker-{index}"), move || worker.run())?;
         }
         let serving_admin = Admin::new(shared.telemetry.clone(), registry);
+        let (paced, scaling) = (shared.clone(), config.scaling.clone());
+        running.spawn("predictor", move || pace::run(paced, scaling))?;
         let control = control::Control {
             shared,
             admin: serving_admin,
             admin_socket,
-            interval: crate::policy::predict::interval(&config.scaling),
             drain_timeout: config.listen.drain_timeout,
             workers,
             working,
@@ -220,6 +223,7 @@ pub fn gate(
         heard(&report);
         match report {
             Report::Decided(decision) => told.decision(GROUP, &decision),
+            Report::Resized { from, to, reason } => told.resized(GROUP, from, to, reason),
             Report::Breaker(transition) => told.breaker(&name, transition),
         }
     });
@@ -242,6 +246,7 @@ pub fn gate(
             queue_bytes: s.queue_bytes,
             breaker: s.breaker,
             breaker_open_until: s.breaker_open_until,
+            stale: s.stale,
             draining: s.draining,
             connections_idle: idle,
             connections_active: active,

@@ -25,7 +25,7 @@ pub(super) fn check(settings: &Settings) -> ExitCode {
             let s = &c.scaling;
             match s.policy {
                 PolicyKind::Fixed => println!("  permits   always {}", s.max_permits),
-                PolicyKind::Reactive | PolicyKind::Article => println!(
+                PolicyKind::Predictive | PolicyKind::Reactive | PolicyKind::Article => println!(
                     "  permits   {} policy, {} to {}, resized every {:?}",
                     s.policy.as_str(),
                     s.min_permits,

@@ -124,13 +124,7 @@ fn breaker(r: &mut Reader) -> BreakerParams {
 }
 
 fn policy(value: &Value) -> Result<PolicyKind, String> {
-    if matches!(value, Value::Text(s) | Value::String(s) if s == "predictive") {
-        return Err("\"predictive\" is not available yet in this version: use \"reactive\", \"fixed\" or \
-                    \"article\""
-            .into());
-    }
-    let kinds = [PolicyKind::Fixed, PolicyKind::Reactive, PolicyKind::Article];
-    choice(&kinds.map(|kind| (kind.as_str(), kind)))(value)
+    choice(&PolicyKind::ALL.map(|kind| (kind.as_str(), kind)))(value)
 }
 
 /// A number of requests, or a time.
@@ -147,9 +141,9 @@ fn article_window(value: &Value) -> Result<ArticleWindow, String> {
 }
 
 fn scaling(r: &mut Reader) -> predict::Params {
-    let d = predict::Params::default();
     let mode = choice(&[("act", Mode::Act), ("shadow", Mode::Shadow)]);
-    let policy = r.take("scaling.policy", policy).unwrap_or(d.policy);
+    let policy = r.take("scaling.policy", policy).unwrap_or(PolicyKind::Predictive);
+    let d = predict::Params::of(policy);
     let set_max = r.take("scaling.max_permits", values::count);
     let set_min = r.take("scaling.min_permits", values::count);
     let set_initial = r.take("scaling.initial_permits", values::count);
@@ -190,8 +184,12 @@ fn scaling(r: &mut Reader) -> predict::Params {
         scale_down_threshold: r
             .take("scaling.scale_down_threshold", values::fraction)
             .unwrap_or(d.scale_down_threshold),
+        emergency_queue: r.take("scaling.emergency_queue", values::count).unwrap_or(d.emergency_queue),
+        horizon: r.take("predict.horizon", values::duration).unwrap_or(d.horizon),
+        quantile: r.take("predict.quantile", values::fraction).unwrap_or(d.quantile),
+        confidence: r.take("predict.confidence", values::fraction).unwrap_or(d.confidence),
         article_window: r.take("scaling.article.window", article_window).unwrap_or(d.article_window),
         article_emergency,
     };
-    r.check(&["scaling"], params, predict::Params::try_new)
+    r.check(&["scaling", "predict"], params, predict::Params::try_new)
 }

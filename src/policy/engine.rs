@@ -14,6 +14,7 @@
 //! ```
 
 mod event;
+mod scaling;
 mod view;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use std::time::Duration;
 pub use event::{Arrival, Effect, Event, Kind, Params, Status};
 
 use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
-use crate::policy::predict::{ArticleWindow, Decision, History, PolicyKind};
+use crate::policy::predict::{ArticleWindow, History, PolicyKind};
 use crate::policy::supply::{Breaker, BreakerState, Verdict};
 use crate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket};
 
@@ -53,7 +54,14 @@ pub struct Engine {
     unqueued: usize,
     websockets: usize,
     need: u32,
+    /// The learned limit, once something has been learned.
+    supply: Option<u32>,
+    /// Permits that work conservation brought, and until when no plan may take them away.
+    held: (u32, MonoTime),
     changed: Option<MonoTime>,
+    /// When the last plan came, and whether the next is so late that the static limit stands in.
+    planned: MonoTime,
+    stale: bool,
     draining: bool,
     timer: Option<MonoTime>,
 }
@@ -81,7 +89,11 @@ impl Engine {
             unqueued: 0,
             websockets: 0,
             need: initial,
+            supply: None,
+            held: (0, now),
             changed: None,
+            planned: now,
+            stale: false,
             draining: false,
             timer: None,
             params,
@@ -107,8 +119,10 @@ impl Engine {
                 if self.timer.is_some_and(|at| at <= now) {
                     self.timer = None;
                 }
+                self.fall_back(now, effects);
             }
             Event::Install(decision) => self.install(now, decision, effects),
+            Event::Supply(limit) => self.supply(now, limit, effects),
             Event::Drain => self.drain(effects),
         }
         self.expire(now, effects);
@@ -118,7 +132,9 @@ impl Engine {
 
     fn advance(&mut self, now: MonoTime) {
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        self.history.advance(now, self.permits.in_flight().saturating_add(waiting));
+        let in_flight = self.permits.in_flight();
+        let tunnels = u32::try_from(self.websockets).unwrap_or(u32::MAX);
+        self.history.advance(now, in_flight.saturating_add(waiting), in_flight.saturating_sub(tunnels));
         // while the breaker is open the queue stands still, which says nothing about its pace
         let busy = waiting > 0 && self.breaker.state() == BreakerState::Closed;
         self.drain_rate.advance(now, busy);
@@ -166,9 +182,10 @@ impl Engine {
             return effects.push(refuse(Refusal::DeadlineUnreachable, Some(Duration::from_secs(1))));
         }
         let passes = matches!(verdict, Verdict::Pass | Verdict::Probe);
-        if passes && self.queue.is_empty() && self.permits.free() > 0 {
+        if passes && self.queue.is_empty() && self.free(now, effects) {
             return self.admit(now, ticket, a.kind, a.stream, effects);
         }
+        let limits = &self.params.admission;
         if self.queue.len() >= limits.max_requests
             || self.queue.bytes().saturating_add(a.bytes) > limits.max_bytes
         {
@@ -254,6 +271,9 @@ impl Engine {
             Kind::Unqueued | Kind::Upload => self.unqueued -= 1,
             Kind::Queued | Kind::WebSocket => {
                 self.permits.give_back();
+                if flight.kind == Kind::Queued {
+                    self.history.finished();
+                }
                 self.websockets -= usize::from(flight.kind == Kind::WebSocket);
                 if !self.queue.is_empty() {
                     self.drain_rate.freed();
@@ -270,16 +290,6 @@ impl Engine {
             self.queue.remove(ticket);
             effects.push(Effect::Reject { ticket, refusal: Refusal::UpstreamUnavailable, retry_after });
         }
-    }
-
-    fn install(&mut self, now: MonoTime, mut decision: Decision, effects: &mut Vec<Effect>) {
-        self.need = decision.need;
-        decision.to = decision.to.clamp(self.floor().min(self.ceiling()), self.ceiling());
-        if decision.applied && decision.to != self.permits.limit() {
-            self.permits.resize(decision.to);
-            self.changed = Some(now);
-        }
-        effects.push(Effect::Decided(decision));
     }
 
     fn drain(&mut self, effects: &mut Vec<Effect>) {
@@ -314,8 +324,8 @@ impl Engine {
 
     /// Hands free permits to whoever's turn it is.
     fn dispatch(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        while self.permits.free() > 0 && !self.queue.is_empty() {
-            if !matches!(self.breaker.peek(now), Verdict::Pass | Verdict::Probe) {
+        while !self.queue.is_empty() {
+            if !matches!(self.breaker.peek(now), Verdict::Pass | Verdict::Probe) || !self.free(now, effects) {
                 return;
             }
             let Some(w) = self.queue.pop() else { return };

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Clock;
 use crate::policy::engine::{Arrival, Effect, Engine, Event, Params, Status};
-use crate::policy::predict::{self, Decision};
+use crate::policy::predict::{Decision, Reason, Snapshot, Wall};
 use crate::policy::supply::Transition;
 use crate::policy::units::{MonoTime, Outcome, Refusal, Ticket};
 
@@ -21,6 +21,15 @@ use crate::policy::units::{MonoTime, Outcome, Refusal, Ticket};
 pub enum Report {
     /// The predictor's decision was taken note of.
     Decided(Decision),
+    /// The limit moved between two decisions.
+    Resized {
+        /// The limit before.
+        from: u32,
+        /// The limit now.
+        to: u32,
+        /// Why.
+        reason: Reason,
+    },
     /// The breaker changed state.
     Breaker(Transition),
 }
@@ -121,15 +130,20 @@ impl Gate {
         self.event(Event::Tick);
     }
 
-    /// Asks the scaling rule and installs its answer. The rule itself runs outside the lock.
-    pub fn decide(self: &Arc<Self>, hour: u8) {
-        let (history, scaling) = {
-            let inner = self.lock();
-            (inner.engine.history(), inner.engine.scaling().clone())
-        };
+    /// What a predictor may look at. `ask` runs outside the lock, on a copy.
+    pub fn consult<T>(&self, wall: Wall, ask: impl FnOnce(&Snapshot<'_>) -> T) -> T {
         let now = self.clock.now();
-        let snapshot = self.lock().engine.snapshot(now, hour, &history);
-        let decision = predict::plan(&scaling, &snapshot);
+        let history;
+        let snapshot = {
+            let inner = self.lock();
+            history = inner.engine.history().clone();
+            inner.engine.snapshot(now, wall, &history)
+        };
+        ask(&snapshot)
+    }
+
+    /// The predictor decided.
+    pub fn install(self: &Arc<Self>, decision: Decision) {
         self.event(Event::Install(decision));
     }
 
@@ -207,6 +221,10 @@ impl Gate {
                 }
                 Effect::Decided(decision) => {
                     after.reports.push(Report::Decided(decision));
+                    continue;
+                }
+                Effect::Resized { from, to, reason } => {
+                    after.reports.push(Report::Resized { from, to, reason });
                     continue;
                 }
                 Effect::Breaker(transition) => {
@@ -310,6 +328,7 @@ impl Drop for Permit {
 mod tests {
     use super::*;
     use crate::policy::engine::Kind;
+    use crate::policy::predict::{self, PolicyKind};
     use crate::policy::units::{Priority, TenantId, Tokens};
 
     /// The once-a-second tick may come at the very moment a timer is due, and before it. The engine then
@@ -317,9 +336,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_tick_that_comes_before_its_timer_loses_no_later_timer() {
         let clock = Clock::start();
-        let mut params = Params::default();
-        params.scaling.min_permits = 1;
-        params.scaling.initial_permits = 1;
+        let mut params = Params { scaling: predict::Params::of(PolicyKind::Fixed), ..Params::default() };
+        params.scaling.max_permits = 1;
         let gate = Gate::new(params, clock, |_| {});
         let arrival = |by: Option<u64>| Arrival {
             kind: Kind::Queued,

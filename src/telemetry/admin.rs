@@ -193,6 +193,7 @@ mod tests {
             utilisation: 0.8,
             applied: true,
             since_change: Duration::from_secs(40),
+            outlook: None,
         };
         telemetry.decision("default", &decision);
         telemetry.breaker("openai", Transition { from: BreakerState::Closed, to: BreakerState::Open });

@@ -44,6 +44,8 @@ pub struct GateStatus {
     pub breaker: BreakerState,
     /// When an open breaker will let its probe pass.
     pub breaker_open_until: Option<MonoTime>,
+    /// Whether plans fail to come, so that the static limit stands in.
+    pub stale: bool,
     /// Whether the process is shutting down.
     pub draining: bool,
     /// Upstream connections that wait for a request.
@@ -118,6 +120,7 @@ pub(super) struct GateCollector {
     unqueued: Family,
     websockets: Family,
     permits: Family,
+    stale: Family,
     breaker: Family,
     connections: Family,
 }
@@ -153,6 +156,11 @@ impl GateCollector {
                  learned or set, and the configured bounds.",
                 &["group", "kind"],
             )?,
+            stale: Family::gauge(
+                "tidegate_scaling_stale",
+                "1 while so many plans failed to come that the static limit stands in, from the gate.",
+                &["group"],
+            )?,
             breaker: Family::gauge(
                 "tidegate_breaker_state",
                 "1 for the state the upstream's circuit breaker is in, 0 for the others.",
@@ -176,6 +184,7 @@ impl Collector for GateCollector {
             &self.unqueued,
             &self.websockets,
             &self.permits,
+            &self.stale,
             &self.breaker,
             &self.connections,
         ]
@@ -191,6 +200,7 @@ impl Collector for GateCollector {
         };
         let (mut queue, mut bytes, mut in_flight) = (Vec::new(), Vec::new(), Vec::new());
         let (mut permits, mut breaker, mut connections) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stale = Vec::new();
         let mut upstreams = HashSet::new();
         for s in &all {
             for (priority, n) in Priority::ALL.into_iter().zip(s.queued) {
@@ -203,6 +213,7 @@ impl Collector for GateCollector {
             {
                 permits.push(self.permits.value(&[s.group, kind], f64::from(n)));
             }
+            stale.push(self.stale.value(&[s.group], f64::from(u8::from(s.stale))));
             // Two groups may share an upstream; the same series twice makes a scrape fail as a whole.
             if !upstreams.insert(&s.upstream) {
                 continue;
@@ -222,6 +233,7 @@ impl Collector for GateCollector {
             sum(&self.unqueued, |s| s.unqueued),
             sum(&self.websockets, |s| s.websockets),
             self.permits.with(permits),
+            self.stale.with(stale),
             self.breaker.with(breaker),
             self.connections.with(connections),
         ]
@@ -248,6 +260,7 @@ pub(super) mod tests {
             queue_bytes: 4096,
             breaker: BreakerState::Closed,
             breaker_open_until: None,
+            stale: false,
             draining: false,
             connections_idle: 8,
             connections_active: 3,

@@ -10,10 +10,11 @@ use std::time::SystemTime;
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::clock::Clock;
-use crate::policy::predict::{Decision, Direction, Reason};
+use crate::policy::predict::{Decision, Direction, Ready, Reason};
 use crate::policy::supply::{BreakerState, Transition};
 use crate::policy::units::MonoTime;
 use crate::telemetry::access_log::Formatter;
+use crate::telemetry::forecast::{ForecastCollector, Forecasts};
 use crate::telemetry::gate::{GateCollector, Sources};
 use crate::telemetry::labels::{Capped, MAX_VALUES};
 use crate::telemetry::process::ProcessCollector;
@@ -45,7 +46,12 @@ pub enum TelemetryError {
 }
 
 /// Pairs a policy can report, shown at 0 from the start.
-const DECISIONS: [(Direction, Reason); 8] = [
+const DECISIONS: [(Direction, Reason); 13] = [
+    (Direction::Up, Reason::Supply),
+    (Direction::Down, Reason::Supply),
+    (Direction::Up, Reason::Stale),
+    (Direction::Down, Reason::Stale),
+    (Direction::Up, Reason::WorkConserving),
     (Direction::Up, Reason::ScaleUp),
     (Direction::Up, Reason::Emergency),
     (Direction::Down, Reason::ScaleDown),
@@ -69,6 +75,7 @@ pub struct Telemetry {
     clock: Clock,
     shards: Vec<Arc<Shard>>,
     sources: Sources,
+    forecasts: Forecasts,
     decisions: IntCounterVec,
     transitions: IntCounterVec,
     faults: IntCounterVec,
@@ -95,6 +102,8 @@ impl Telemetry {
         registry.register(Box::new(requests))?;
         registry.register(Box::new(GateCollector::new(sources.clone())?))?;
         registry.register(Box::new(ProcessCollector::new()?))?;
+        let forecasts = Forecasts::default();
+        registry.register(Box::new(ForecastCollector::new(forecasts.clone())?))?;
 
         let counters = |name, help, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -135,7 +144,7 @@ impl Telemetry {
             Some(sink) => Some(Writer::start(sink, CAPACITY, dropped)?),
             None => None,
         };
-        Ok(Arc::new(Self { clock, shards, sources, decisions, transitions, faults, access_log }))
+        Ok(Arc::new(Self { clock, shards, sources, forecasts, decisions, transitions, faults, access_log }))
     }
 
     /// The handle of worker `index`. Handles of the same worker share its counts; workers beyond the
@@ -162,6 +171,10 @@ impl Telemetry {
     /// Counts a decision of the scaling policy and logs everything it was made from.
     pub fn decision(&self, group: &str, d: &Decision) {
         self.decision_counter(group, d.direction, d.reason, 1);
+        let outlook = d.outlook.clone().unwrap_or_default();
+        if let Some(outlook) = &d.outlook {
+            self.forecasts.outlook(group, outlook);
+        }
         tracing::info!(
             group,
             direction = d.direction.as_str(),
@@ -174,10 +187,30 @@ impl Telemetry {
             queued = d.queued,
             utilisation = d.utilisation,
             applied = d.applied,
+            forecast_low = outlook.low,
+            forecast = outlook.centre,
+            forecast_high = outlook.high,
+            threshold = outlook.threshold,
+            service_s = outlook.service,
             since_change_s = d.since_change.as_secs_f64(),
             at_s = d.at.as_secs(),
             "scaling decision"
         );
+    }
+
+    /// Counts and logs a move of the limit between two decisions.
+    pub fn resized(&self, group: &str, from: u32, to: u32, reason: Reason) {
+        self.decision_counter(group, Direction::of(from, to), reason, 1);
+        if reason == Reason::Stale {
+            tracing::warn!(group, from, to, "no plan came for too long: the static limit stands in");
+        } else {
+            tracing::debug!(group, from, to, reason = reason.as_str(), "limit moved between decisions");
+        }
+    }
+
+    /// Takes note of what should be ready.
+    pub fn ready(&self, group: &str, ready: Ready) {
+        self.forecasts.ready(group, ready);
     }
 
     /// Counts and logs a breaker's change of state.

@@ -11,6 +11,7 @@
 mod access_log;
 mod admin;
 mod families;
+mod forecast;
 mod gate;
 mod hub;
 mod labels;

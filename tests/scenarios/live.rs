@@ -21,7 +21,7 @@ use tidegate::demo::wire::InMemory;
 use tidegate::demo::{Law, Load, SimulatedLlm, Stats, Workload};
 use tidegate::listener::{self, Serving};
 use tidegate::policy::engine::Status;
-use tidegate::policy::predict::{self, Decision};
+use tidegate::policy::predict::{Decision, Wall};
 use tidegate::policy::supply::Transition;
 use tidegate::policy::units::MonoTime;
 use tidegate::proxy::{self, Memory, Parts, Report, Tunnels};
@@ -115,6 +115,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
     let gate = app::gate(&config, clock, &telemetry, &upstream, move |report| match report {
         Report::Decided(decision) => decided.lock().expect("no panic under it").push(decision.clone()),
         Report::Breaker(transition) => turned.lock().expect("no panic under it").push(*transition),
+        Report::Resized { .. } => {}
     });
     let initial_permits = gate.status().limit;
 
@@ -142,8 +143,14 @@ pub(crate) async fn run(plan: Plan) -> Run {
 
     let mut background = JoinSet::new();
     background.spawn(gate.clone().run_timer());
-    let interval = predict::interval(&config.scaling);
-    background.spawn(app::keep_time(gate.clone(), upstream.clone(), interval, move || hour));
+    let wall = move || Wall { unix: i64::from(hour) * 3600, hour };
+    background.spawn(app::keep_time(
+        gate.clone(),
+        upstream.clone(),
+        telemetry.clone(),
+        config.scaling.clone(),
+        wall,
+    ));
     let draining = async {
         match drain_at {
             None => None,

@@ -42,13 +42,14 @@ pub(crate) enum Step {
         need: u32,
         applied: bool,
     },
+    /// The upstream was found to take so much.
+    Supply(Option<u32>),
     Drain,
 }
 
 pub(crate) const OUTCOMES: [Outcome; 5] =
     [Outcome::Success, Outcome::Refused, Outcome::Overload, Outcome::Failure, Outcome::Ignore];
 pub(crate) const KINDS: [Kind; 4] = [Kind::Queued, Kind::Unqueued, Kind::WebSocket, Kind::Upload];
-pub(crate) const POLICIES: [PolicyKind; 3] = [PolicyKind::Fixed, PolicyKind::Reactive, PolicyKind::Article];
 
 /// The settings that matter here, in sizes at which every bound is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,14 +77,15 @@ impl Setting {
             max_unqueued: usize::from(self.others.0 % 4),
             max_websockets: usize::from(self.others.1 % 4),
         };
+        let policy = PolicyKind::ALL[usize::from(self.policy) % PolicyKind::ALL.len()];
         let scaling = predict::Params {
-            policy: POLICIES[usize::from(self.policy % 3)],
+            policy,
             mode: Mode::Act,
             min_permits: min,
             initial_permits: initial,
             max_permits: initial + u32::from(self.permits.2 % 8),
             article_emergency: 150,
-            ..predict::Params::default()
+            ..predict::Params::of(policy)
         };
         let breaker = BreakerParams {
             failures: 1 + u32::from(failures % 6),
@@ -168,13 +170,11 @@ impl Bytes<'_> {
                 need: self.number() as u32,
                 applied: self.byte() >= 64,
             },
-            _ => {
-                if self.byte() == 0 {
-                    Step::Drain
-                } else {
-                    Step::Tick
-                }
-            }
+            _ => match self.byte() {
+                0 => Step::Drain,
+                most @ 1..64 => Step::Supply((most > 8).then(|| u32::from(most) - 9)),
+                _ => Step::Tick,
+            },
         }
     }
 }

@@ -82,6 +82,7 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => time().prop_map(Step::Stall),
         2 => Just(Step::Tick),
         4 => install(),
+        1 => proptest::option::weighted(0.8, 0..30_u32).prop_map(Step::Supply),
         1 => proptest::option::weighted(0.1, Just(Step::Drain)).prop_map(|d| d.unwrap_or(Step::Tick)),
     ];
     vec(step, 1..200)
@@ -92,6 +93,7 @@ pub(crate) fn resize_storm() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => arrive(),
         4 => install(),
+        1 => proptest::option::weighted(0.8, 0..30_u32).prop_map(Step::Supply),
         2 => any::<u8>().prop_map(|n| Step::Finish(n, Outcome::Success)),
         1 => any::<u8>().prop_map(Step::Cancel),
     ];

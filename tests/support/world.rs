@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
-use tidegate::policy::predict::{Decision, Direction, PolicyKind, Reason};
+use tidegate::policy::predict::{self, Decision, Direction, PolicyKind, Reason};
 use tidegate::policy::supply::{BreakerState, Transition, Verdict};
 use tidegate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
 
@@ -44,6 +44,10 @@ pub(crate) struct World {
     limit: u32,
     in_flight: u32,
     draining: bool,
+    supply: Option<u32>,
+    /// What work conservation brought, and until when.
+    held: (u32, MonoTime),
+    planned: MonoTime,
     /// In order of arrival.
     waiting: Vec<Waiter>,
     flights: BTreeMap<Ticket, Flight>,
@@ -85,6 +89,9 @@ impl World {
             now,
             in_flight: 0,
             draining: false,
+            supply: None,
+            held: (0, now),
+            planned: now,
             waiting: Vec::new(),
             flights: BTreeMap::new(),
             alarm: None,
@@ -136,6 +143,7 @@ impl World {
             Step::Install { to, need, applied } => {
                 self.send(Event::Install(self.decision(to, need, applied)))
             }
+            Step::Supply(limit) => self.send(Event::Supply(limit)),
             Step::Drain => self.send(Event::Drain),
         }
     }
@@ -154,6 +162,7 @@ impl World {
             utilisation: 0.0,
             applied,
             since_change: std::time::Duration::ZERO,
+            outlook: None,
         }
     }
 
@@ -241,7 +250,11 @@ impl World {
                 let flight = self.flights.remove(&ticket);
                 self.in_flight -= u32::from(flight.is_some_and(|f| f.kind.takes_permit()));
             }
-            Event::Install(ref decision) => expected.decision = Some(decision.clone()),
+            Event::Install(ref decision) => {
+                self.planned = self.now;
+                expected.decision = Some(decision.clone());
+            }
+            Event::Supply(limit) => self.supply = limit,
             Event::Drain => self.draining = true,
             Event::FirstByte { .. } | Event::Tick => {}
         }
@@ -297,10 +310,17 @@ impl World {
                 let asked = expected.decision.take().expect("a decision nobody took");
                 let status = self.engine.status();
                 assert_eq!((decision.need, decision.applied), (asked.need, asked.applied));
-                assert_eq!(decision.to, asked.to.clamp(status.min.min(status.ceiling), status.ceiling));
+                let held = if self.now < self.held.1 { self.held.0 } else { 0 };
+                let to = asked.to.max(held).clamp(status.min.min(status.ceiling), status.ceiling);
+                assert_eq!(decision.to, to);
                 if decision.applied {
                     self.limit = decision.to;
                 }
+            }
+            Effect::Resized { from, to, reason } => {
+                assert_eq!(*from, self.limit);
+                self.moved(*to, *reason, event);
+                self.limit = *to;
             }
             Effect::Breaker(transition) => {
                 let turns = Transition { from: BreakerState::Open, to: BreakerState::HalfOpen };
@@ -311,6 +331,36 @@ impl World {
                     expected.probe = Some(*transition);
                 }
             }
+        }
+    }
+
+    fn ceiling(&self) -> u32 {
+        let s = &self.params.scaling;
+        let article = if s.policy == PolicyKind::Article { s.article_emergency } else { 0 };
+        s.max_permits.max(article).min(self.supply.unwrap_or(u32::MAX).max(1))
+    }
+
+    /// A move of the limit between two decisions has the reason it names.
+    fn moved(&mut self, to: u32, reason: Reason, event: &Event) {
+        let (s, ceiling) = (&self.params.scaling, self.ceiling());
+        match reason {
+            Reason::WorkConserving => {
+                assert_eq!(s.policy, PolicyKind::Predictive);
+                assert!(self.limit <= self.in_flight && self.in_flight < ceiling);
+                let spare = f64::from(self.in_flight).sqrt().ceil() as u32;
+                assert_eq!(to, ceiling.min(self.in_flight + 1 + spare));
+                self.held = (to, self.now + predict::STABLE_WINDOW);
+            }
+            Reason::Supply => {
+                assert!(matches!(event, Event::Supply(_)), "{event:?}");
+                let least = if s.policy == PolicyKind::Fixed { s.max_permits } else { s.min_permits };
+                assert_eq!(to, self.limit.max(least).min(ceiling));
+            }
+            Reason::Stale => {
+                assert!(self.now.since(self.planned) > 3 * predict::interval(s), "{event:?}");
+                assert_eq!(to, s.initial_permits.min(ceiling));
+            }
+            other => panic!("the limit moved for {other:?}"),
         }
     }
 
@@ -383,10 +433,8 @@ impl World {
         assert_eq!((status.queued, status.queue_bytes), (queued, self.bytes()));
         assert_eq!((status.breaker, status.draining), (self.breaker.state(), self.draining));
 
-        assert!(self.limit <= status.ceiling && self.limit >= status.min, "{status:?}");
-        let most = self.params.scaling.max_permits;
-        let emergency = if self.params.scaling.policy == PolicyKind::Article { 150 } else { most };
-        assert!(status.ceiling <= most.max(emergency));
+        assert_eq!(status.ceiling, self.ceiling());
+        assert!(self.limit <= status.ceiling && self.limit >= status.min.min(status.ceiling), "{status:?}");
         assert!(status.websockets <= limits.max_websockets && status.unqueued <= limits.max_unqueued);
         assert!(self.waiting.len() <= limits.max_requests && self.bytes() <= limits.max_bytes);
 
@@ -395,6 +443,10 @@ impl World {
         let alarm = self.alarm.expect("something waits, so a timer is set");
         assert!(alarm <= first, "the timer comes at {alarm:?}, after the deadline {first:?}");
         let free = self.limit > self.in_flight;
+        let conserving = self.params.scaling.policy == PolicyKind::Predictive;
+        if conserving && self.breaker.passes(self.now) {
+            assert!(self.in_flight >= self.ceiling(), "{:?} wait below the ceiling", self.waiting);
+        }
         assert!(!(free && self.breaker.passes(self.now)), "a permit is free and {:?} wait", self.waiting);
         if free && let Verdict::OpenUntil(until) = self.breaker.verdict(self.now) {
             assert!(alarm <= until, "nobody will try the upstream at {until:?}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::policy::admission;
-use crate::policy::predict::{self, Decision};
+use crate::policy::predict::{self, Decision, Reason};
 use crate::policy::supply::{BreakerParams, BreakerState, Transition};
 use crate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
 
@@ -80,6 +80,8 @@ pub enum Event {
     Tick,
     /// The predictor decided.
     Install(Decision),
+    /// What the upstream was found to take; `None` while nothing is known.
+    Supply(Option<u32>),
     /// The process is shutting down.
     Drain,
 }
@@ -111,6 +113,15 @@ pub enum Effect {
     SetTimer(MonoTime),
     /// A decision was taken (and, unless in shadow mode, installed).
     Decided(Decision),
+    /// The limit moved between two decisions.
+    Resized {
+        /// The limit before.
+        from: u32,
+        /// The limit now.
+        to: u32,
+        /// Why: somebody would have waited below the ceiling, the ceiling moved, or plans fail to come.
+        reason: Reason,
+    },
     /// The breaker changed state.
     Breaker(Transition),
 }
@@ -142,6 +153,8 @@ pub struct Status {
     pub breaker: BreakerState,
     /// When an open breaker lets its probe pass.
     pub breaker_open_until: Option<MonoTime>,
+    /// So many plans failed to come that the static limit stands in.
+    pub stale: bool,
     /// A drain has begun.
     pub draining: bool,
 }

@@ -1,24 +1,26 @@
 //! What can be read of an engine without telling it anything: the rule's snapshot, and the numbers on the metrics.
 
 use crate::policy::engine::{Engine, Status};
-use crate::policy::predict::{self, History, PolicyKind, Snapshot};
+use crate::policy::predict::{self, History, PolicyKind, Snapshot, Wall};
 use crate::policy::units::MonoTime;
 
 impl Engine {
-    /// What a rule may look at, without the lock: clone it out, then call [`predict::plan`].
+    /// Demand so far. Whoever holds a lock clones it, and asks the predictor without the lock.
     #[must_use]
-    pub fn history(&self) -> History {
-        self.history.clone()
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// The snapshot around a `history` taken from this engine.
     #[must_use]
-    pub fn snapshot<'a>(&self, now: MonoTime, hour: u8, history: &'a History) -> Snapshot<'a> {
+    pub fn snapshot<'a>(&self, now: MonoTime, wall: Wall, history: &'a History) -> Snapshot<'a> {
         Snapshot {
             at: now,
-            hour,
+            wall,
             limit: self.permits.limit(),
             queued: self.queue.len(),
+            in_flight: self.permits.in_flight(),
+            ceiling: self.ceiling(),
             since_change: self.changed.map(|at| now.since(at)),
             age: now.since(self.began),
             history,
@@ -47,6 +49,7 @@ impl Engine {
             queue_bytes: self.queue.bytes(),
             breaker: self.breaker.state(),
             breaker_open_until: self.breaker.open_until(),
+            stale: self.stale,
             draining: self.draining,
         }
     }
@@ -55,16 +58,20 @@ impl Engine {
     /// bounds by `max_permits` wherever the operator set that.
     pub(super) fn ceiling(&self) -> u32 {
         let s = &self.params.scaling;
-        match s.policy {
+        let most = match s.policy {
             PolicyKind::Article => s.max_permits.max(s.article_emergency),
-            PolicyKind::Fixed | PolicyKind::Reactive => s.max_permits,
-        }
+            PolicyKind::Predictive | PolicyKind::Fixed | PolicyKind::Reactive => s.max_permits,
+        };
+        // with no permit at all nothing could ever show that the upstream takes more again
+        self.supply.map_or(most, |learned| most.min(learned.max(1)))
     }
 
     pub(super) fn floor(&self) -> u32 {
         match self.params.scaling.policy {
             PolicyKind::Fixed => self.params.scaling.max_permits,
-            PolicyKind::Article | PolicyKind::Reactive => self.params.scaling.min_permits,
+            PolicyKind::Predictive | PolicyKind::Article | PolicyKind::Reactive => {
+                self.params.scaling.min_permits
+            }
         }
     }
 }

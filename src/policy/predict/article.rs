@@ -99,7 +99,7 @@ pub(super) fn required(rpm: f64, params: &Params) -> u32 {
 }
 
 pub(super) fn decide(s: &Snapshot<'_>, params: &Params) -> Verdict {
-    let prediction = predict(&minutes(s, params.article_window), s.hour);
+    let prediction = predict(&minutes(s, params.article_window), s.wall.hour);
     let required = required(prediction.rpm, params);
     let current = f64::from(s.limit);
     let hold = |reason| Verdict { prediction, required, to: s.limit, reason };
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn required_permits_are_the_article_s_arithmetic() {
-        let params = Params::default();
+        let params = Params::of(crate::policy::predict::PolicyKind::Article);
         assert_eq!(required(80.0, &params), 10);
         // 1000 / 60 · 0.15 · 5.333 · 1.3 = 17.33
         assert_eq!(required(1000.0, &params), 17);

@@ -1,4 +1,4 @@
-//! From what was seen to how many permits there should be: one function, one rule per policy.
+//! What a rule may look at, and the rules that do not forecast.
 
 use std::time::Duration;
 
@@ -6,17 +6,30 @@ use crate::policy::predict::article;
 use crate::policy::predict::{Decision, Direction, History, Mode, Params, PolicyKind, Reason};
 use crate::policy::units::MonoTime;
 
+/// A moment as the calendar has it. It may jump; nothing is measured with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wall {
+    /// Seconds since 1970-01-01T00:00:00Z.
+    pub unix: i64,
+    /// Hour of the day where the process runs, 0 to 23.
+    pub hour: u8,
+}
+
 /// What a rule may look at.
 #[derive(Clone, Debug)]
 pub struct Snapshot<'a> {
     /// When it was taken.
     pub at: MonoTime,
-    /// Hour of the day where the process runs, 0 to 23.
-    pub hour: u8,
+    /// The same moment on the wall.
+    pub wall: Wall,
     /// Permits now.
     pub limit: u32,
     /// Requests waiting now.
     pub queued: usize,
+    /// Requests that hold a permit now.
+    pub in_flight: u32,
+    /// Permits there can be at most: `max_permits`, or the learned limit where that is lower.
+    pub ceiling: u32,
     /// Time since the permits last changed; `None` if they never did.
     pub since_change: Option<Duration>,
     /// Time since the engine began.
@@ -30,20 +43,20 @@ pub struct Snapshot<'a> {
 pub fn interval(params: &Params) -> Duration {
     match params.policy {
         PolicyKind::Article => article::LOOK_EVERY.min(params.cooldown),
-        PolicyKind::Fixed | PolicyKind::Reactive => params.cooldown,
+        PolicyKind::Predictive | PolicyKind::Fixed | PolicyKind::Reactive => params.cooldown,
     }
 }
 
-/// The rule's answer. Never fewer than `min_permits` (1 under `fixed`) nor more than the ceiling,
+/// The answer of a rule that does not forecast. Never fewer than `min_permits` (1 under `fixed`) nor more than the ceiling,
 /// which the engine enforces once more when it installs the decision.
 #[must_use]
-pub fn plan(params: &Params, s: &Snapshot<'_>) -> Decision {
-    let rpm = requests_per_minute(s.history);
+pub(super) fn rule(params: &Params, s: &Snapshot<'_>) -> Decision {
+    let rpm = arrivals_per_second(s.history, 60) * 60.0;
     let (mean, _) = demand(s.history, params.warm_up);
     let utilisation = mean / f64::from(s.limit.max(1));
     let (to, need, reason, rpm, confidence) = match params.policy {
         PolicyKind::Fixed => (params.max_permits, params.max_permits, Reason::Fixed, rpm, 1.0),
-        PolicyKind::Reactive => {
+        PolicyKind::Predictive | PolicyKind::Reactive => {
             let (to, need, reason) = reactive(params, s);
             (to, need, reason, rpm, 1.0)
         }
@@ -54,11 +67,7 @@ pub fn plan(params: &Params, s: &Snapshot<'_>) -> Decision {
     };
     Decision {
         at: s.at,
-        direction: match to.cmp(&s.limit) {
-            std::cmp::Ordering::Greater => Direction::Up,
-            std::cmp::Ordering::Less => Direction::Down,
-            std::cmp::Ordering::Equal => Direction::Hold,
-        },
+        direction: Direction::of(s.limit, to),
         reason,
         from: s.limit,
         to,
@@ -69,6 +78,7 @@ pub fn plan(params: &Params, s: &Snapshot<'_>) -> Decision {
         utilisation,
         applied: params.mode == Mode::Act,
         since_change: s.since_change.unwrap_or(s.age),
+        outlook: None,
     }
 }
 
@@ -100,7 +110,7 @@ fn reactive(params: &Params, s: &Snapshot<'_>) -> (u32, u32, Reason) {
 }
 
 /// Mean and peak demand over the last `span`.
-fn demand(history: &History, span: Duration) -> (f64, u32) {
+pub(super) fn demand(history: &History, span: Duration) -> (f64, u32) {
     let n = usize::try_from(span.as_secs().max(1)).unwrap_or(usize::MAX);
     let (mut sum, mut peak, mut seconds) = (0.0, 0, 0_u32);
     for (_, second) in history.last(n) {
@@ -111,14 +121,14 @@ fn demand(history: &History, span: Duration) -> (f64, u32) {
     (if seconds == 0 { 0.0 } else { sum / f64::from(seconds) }, peak)
 }
 
-/// Arrivals of the last minute, scaled up while the process is younger than that.
-fn requests_per_minute(history: &History) -> f64 {
+/// Arrivals per second over the last `n` seconds, or over as many as there are.
+pub(super) fn arrivals_per_second(history: &History, n: usize) -> f64 {
     let (mut arrivals, mut seconds) = (0_u64, 0_u64);
-    for (_, second) in history.last(60) {
+    for (_, second) in history.last(n) {
         arrivals += u64::from(second.arrivals);
         seconds += 1;
     }
-    if seconds == 0 { 0.0 } else { arrivals as f64 * 60.0 / seconds as f64 }
+    if seconds == 0 { 0.0 } else { arrivals as f64 / seconds as f64 }
 }
 
 #[cfg(test)]
@@ -127,16 +137,18 @@ mod tests {
 
     fn history(demand: u32, seconds: u64) -> History {
         let mut h = History::new(MonoTime::ZERO, 300);
-        h.advance(MonoTime::from_secs(seconds), demand);
+        h.advance(MonoTime::from_secs(seconds), demand, demand);
         h
     }
 
     fn snapshot(history: &History, limit: u32, age: u64) -> Snapshot<'_> {
         Snapshot {
             at: MonoTime::from_secs(age),
-            hour: 20,
+            wall: Wall { unix: 0, hour: 20 },
             limit,
             queued: 0,
+            in_flight: 0,
+            ceiling: 1000,
             since_change: None,
             age: Duration::from_secs(age),
             history,
@@ -145,36 +157,36 @@ mod tests {
 
     #[test]
     fn reactive_returns_utilisation_to_its_threshold() {
-        let params = Params::default();
+        let params = Params::of(PolicyKind::Reactive);
         let h = history(30, 60);
-        let d = plan(&params, &snapshot(&h, 20, 60));
+        let d = rule(&params, &snapshot(&h, 20, 60));
         assert_eq!((d.direction, d.reason, d.to), (Direction::Up, Reason::ScaleUp, 40));
-        let d = plan(&params, &snapshot(&h, 50, 60));
+        let d = rule(&params, &snapshot(&h, 50, 60));
         assert_eq!((d.direction, d.reason, d.to), (Direction::Hold, Reason::Stable, 50));
-        let d = plan(&params, &snapshot(&h, 90, 60));
+        let d = rule(&params, &snapshot(&h, 90, 60));
         assert_eq!((d.direction, d.reason, d.to), (Direction::Down, Reason::ScaleDown, 40));
     }
 
     #[test]
     fn reactive_waits_for_its_warm_up_and_stays_within_bounds() {
-        let params = Params::default();
+        let params = Params::of(PolicyKind::Reactive);
         let h = history(500, 5);
-        assert_eq!(plan(&params, &snapshot(&h, 20, 5)).reason, Reason::WarmUp);
+        assert_eq!(rule(&params, &snapshot(&h, 20, 5)).reason, Reason::WarmUp);
         let h = history(500, 60);
-        assert_eq!(plan(&params, &snapshot(&h, 20, 60)).to, 100);
+        assert_eq!(rule(&params, &snapshot(&h, 20, 60)).to, 100);
         let h = history(0, 60);
-        assert_eq!(plan(&params, &snapshot(&h, 20, 60)).to, 10);
+        assert_eq!(rule(&params, &snapshot(&h, 20, 60)).to, 10);
     }
 
     #[test]
     fn the_article_s_reasons_in_its_order() {
-        let params = Params { policy: PolicyKind::Article, ..Params::default() };
+        let params = Params::of(PolicyKind::Article);
         let mut h = History::new(MonoTime::ZERO, 300);
         let at = |s: &mut Snapshot<'_>, limit, queued, since: Option<u64>| {
             s.limit = limit;
             s.queued = queued;
             s.since_change = since.map(Duration::from_secs);
-            let d = plan(&params, s);
+            let d = rule(&params, s);
             (d.reason, d.to)
         };
         let mut s = snapshot(&h, 20, 400);
@@ -184,7 +196,7 @@ mod tests {
         for minute in 0..5 {
             for n in 0..60 {
                 let t = MonoTime::from_secs(minute * 60 + n);
-                h.advance(t, 0);
+                h.advance(t, 0, 0);
                 h.arrived(t);
             }
         }

@@ -4,6 +4,7 @@
 //! Memory is bounded: 600 seconds and the times of the last few hundred arrivals.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::policy::units::MonoTime;
 
@@ -16,6 +17,14 @@ pub struct Second {
     pub demand_mean: f64,
     /// The most of them at one moment.
     pub demand_peak: u32,
+    /// Mean of requests in flight, tunnels left out: what Little's law calls the number in service.
+    pub flight_mean: f64,
+    /// The most requests in flight at one moment, tunnels left out.
+    pub flight_peak: u32,
+    /// Requests whose flight ended, tunnels left out.
+    pub finished: u32,
+    /// Nobody watched: the process stood still. Its zeros are not zeros.
+    pub gap: bool,
 }
 
 /// Ten minutes of seconds, and the last arrivals.
@@ -32,6 +41,8 @@ pub struct History {
 }
 
 const KEEP_SECONDS: usize = 600;
+/// The engine is ticked each second; a pause as long as this means that the process did not run.
+const GAP: Duration = Duration::from_secs(5);
 const SECOND: u64 = 1_000_000_000;
 
 impl History {
@@ -48,29 +59,40 @@ impl History {
         }
     }
 
-    /// Time passes up to `now`, during which `demand` requests were in flight or waiting.
-    pub fn advance(&mut self, now: MonoTime, demand: u32) {
+    /// Time passes up to `now`, during which `demand` requests were in flight or waiting, `flight` of them
+    /// in flight.
+    pub fn advance(&mut self, now: MonoTime, demand: u32, flight: u32) {
         if now <= self.upto {
             return;
         }
+        let gap = now.since(self.upto) >= GAP;
+        self.open.gap |= gap;
         // after a long silence only what the ring holds is worth writing
         let oldest = now.as_secs().saturating_sub(KEEP_SECONDS as u64 + 1);
         if self.index < oldest {
             self.seconds.clear();
-            self.open = Second::default();
+            self.open = Second { gap, ..Second::default() };
             self.index = oldest;
             self.upto = MonoTime::from_secs(oldest);
         }
         while self.index < now.as_secs() {
             let end = MonoTime::from_nanos((self.index + 1).saturating_mul(SECOND));
-            self.integrate(end, demand);
-            self.seconds.push_back(std::mem::take(&mut self.open));
+            self.integrate(end, demand, flight);
+            let next = Second { gap, ..Second::default() };
+            self.seconds.push_back(std::mem::replace(&mut self.open, next));
             if self.seconds.len() > KEEP_SECONDS {
                 self.seconds.pop_front();
             }
             self.index += 1;
         }
-        self.integrate(now, demand);
+        self.integrate(now, demand, flight);
+        // the second in which the process came back is watched from here on
+        self.open.gap = false;
+    }
+
+    /// A request's flight ended; call after [`History::advance`].
+    pub fn finished(&mut self) {
+        self.open.finished = self.open.finished.saturating_add(1);
     }
 
     /// A request arrived; call after [`History::advance`].
@@ -89,6 +111,12 @@ impl History {
         self.arrivals.iter().copied()
     }
 
+    /// Index of the second after the last closed one.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.index
+    }
+
     /// The last `n` closed seconds, oldest first, each with its index since the beginning.
     pub fn last(&self, n: usize) -> impl Iterator<Item = (u64, Second)> + '_ {
         let len = self.seconds.len();
@@ -97,8 +125,11 @@ impl History {
         (first..).zip(self.seconds.iter().skip(skip).copied())
     }
 
-    fn integrate(&mut self, to: MonoTime, demand: u32) {
-        self.open.demand_mean += f64::from(demand) * to.since(self.upto).as_secs_f64();
+    fn integrate(&mut self, to: MonoTime, demand: u32, flight: u32) {
+        let dt = to.since(self.upto).as_secs_f64();
+        self.open.demand_mean += f64::from(demand) * dt;
+        self.open.flight_mean += f64::from(flight) * dt;
+        self.open.flight_peak = self.open.flight_peak.max(flight);
         self.open.demand_peak = self.open.demand_peak.max(demand);
         self.upto = to;
     }
@@ -107,18 +138,37 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[test]
+    fn seconds_in_which_the_process_stood_still_are_gaps() {
+        let mut h = History::new(MonoTime::ZERO, 0);
+        h.advance(MonoTime::from_secs(2), 1, 1);
+        // stopped for a minute, then back at its ticks
+        h.advance(MonoTime::from_secs(62), 1, 1);
+        h.advance(MonoTime::from_secs(63), 1, 1);
+        h.advance(MonoTime::from_secs(64), 1, 1);
+        let gaps: Vec<_> = h.last(100).filter(|(_, s)| s.gap).map(|(i, _)| i).collect();
+        assert_eq!(gaps, (2..62).collect::<Vec<_>>());
+    }
 
     #[test]
     fn demand_is_averaged_over_time_and_arrivals_are_counted_where_they_fell() {
         let mut h = History::new(MonoTime::ZERO, 300);
         let t = MonoTime::ZERO + Duration::from_millis(500);
-        h.advance(t, 0);
+        h.advance(t, 0, 0);
         h.arrived(t);
-        h.advance(MonoTime::from_secs(2), 10);
+        h.advance(MonoTime::from_secs(2), 10, 4);
         let seconds: Vec<_> = h.last(10).collect();
         assert_eq!(seconds.len(), 2);
-        assert_eq!(seconds[0], (0, Second { arrivals: 1, demand_mean: 5.0, demand_peak: 10 }));
+        let first = Second {
+            arrivals: 1,
+            demand_mean: 5.0,
+            demand_peak: 10,
+            flight_mean: 2.0,
+            flight_peak: 4,
+            ..Second::default()
+        };
+        assert_eq!(seconds[0], (0, first));
         assert_eq!(seconds[1].1.demand_mean, 10.0);
     }
 
@@ -126,10 +176,10 @@ mod tests {
     fn memory_is_bounded_through_silence_and_storm() {
         let mut h = History::new(MonoTime::ZERO, 300);
         for n in 0..10_000 {
-            h.advance(MonoTime::from_secs(n / 10), 1);
+            h.advance(MonoTime::from_secs(n / 10), 1, 1);
             h.arrived(MonoTime::from_secs(n / 10));
         }
-        h.advance(MonoTime::from_secs(10_000_000), 1);
+        h.advance(MonoTime::from_secs(10_000_000), 1, 1);
         assert_eq!(h.last(usize::MAX).count(), KEEP_SECONDS);
         assert_eq!(h.arrivals().len(), 300);
         assert_eq!(h.last(1).next().map(|(i, _)| i), Some(9_999_999));

@@ -1,16 +1,22 @@
-//! How many permits there should be.
+//! How many permits there should be, and what should be ready before it is needed.
 //!
-//! [`History`] remembers demand, [`plan`] turns a [`Snapshot`] of it into a [`Decision`] by the rule
-//! that `scaling.policy` names. The engine installs it. Planning is pure and runs off the engine's
-//! lock, so that no rule, however heavy, can hold up a request.
+//! [`History`] remembers demand by the second, a [`Predictor`] turns [`Snapshot`]s of it into a [`Decision`]
+//! by the rule that `scaling.policy` names, and into what should be [`Ready`]. The engine installs the
+//! decision. Planning is pure and runs off the engine's lock, so that no rule, however heavy, can hold up a
+//! request.
 
 mod article;
+mod confidence;
 mod decide;
+pub mod forecast;
 mod history;
 mod params;
+mod predictor;
 mod report;
+mod service;
 
-pub use decide::{Snapshot, interval, plan};
+pub use decide::{Snapshot, Wall, interval};
 pub use history::{History, Second};
 pub use params::{ArticleWindow, Mode, Params, PolicyKind};
-pub use report::{Decision, Direction, Reason};
+pub use predictor::{Predictor, STABLE_WINDOW};
+pub use report::{Decision, Direction, Outlook, Ready, Reason};

@@ -7,6 +7,8 @@ use crate::policy::units::{Invalid, checked};
 /// The rule that turns what was seen into a permit count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PolicyKind {
+    /// Forecast demand decides what is ready; nobody waits below the ceiling.
+    Predictive,
     /// Always `max_permits`.
     Fixed,
     /// Follows measured utilisation.
@@ -16,10 +18,14 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Predictive, Self::Fixed, Self::Reactive, Self::Article];
+
     /// The name in the configuration, on metrics and in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Predictive => "predictive",
             Self::Fixed => "fixed",
             Self::Reactive => "reactive",
             Self::Article => "article",
@@ -66,6 +72,14 @@ pub struct Params {
     pub scale_up_threshold: f64,
     /// Utilisation below which permits are taken away, in [0, 1).
     pub scale_down_threshold: f64,
+    /// A queue longer than this is an emergency: the observed demand becomes the plan at once.
+    pub emergency_queue: usize,
+    /// `predictive`: how far ahead the demand for permits is forecast.
+    pub horizon: Duration,
+    /// `predictive`: the quantile of demand that is provided for, in [0.5, 1).
+    pub quantile: f64,
+    /// `predictive`: how probable it must be that a decision is right, in [0.5, 1).
+    pub confidence: f64,
     /// The article's window.
     pub article_window: ArticleWindow,
     /// What the article's rule jumps to when its queue is long.
@@ -74,23 +88,38 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self {
-            policy: PolicyKind::Reactive,
-            mode: Mode::Act,
-            min_permits: 10,
-            initial_permits: 20,
-            max_permits: 100,
-            cooldown: Duration::from_secs(30),
-            warm_up: Duration::from_secs(10),
-            scale_up_threshold: 0.75,
-            scale_down_threshold: 0.40,
-            article_window: ArticleWindow::Requests(300),
-            article_emergency: 150,
-        }
+        Self::of(PolicyKind::Predictive)
     }
 }
 
 impl Params {
+    /// The defaults of `policy`. 10, 20 and 100 permits are the source article's; under `predictive` the
+    /// ceiling is what the upstream can take, and to start below it would only make people wait.
+    #[must_use]
+    pub fn of(policy: PolicyKind) -> Self {
+        let (min_permits, initial_permits, max_permits) = match policy {
+            PolicyKind::Predictive => (4, 1000, 1000),
+            PolicyKind::Fixed | PolicyKind::Reactive | PolicyKind::Article => (10, 20, 100),
+        };
+        Self {
+            policy,
+            mode: Mode::Act,
+            min_permits,
+            initial_permits,
+            max_permits,
+            cooldown: Duration::from_secs(30),
+            warm_up: Duration::from_secs(10),
+            scale_up_threshold: 0.75,
+            scale_down_threshold: 0.40,
+            emergency_queue: 50,
+            horizon: Duration::from_secs(60),
+            quantile: 0.95,
+            confidence: 0.85,
+            article_window: ArticleWindow::Requests(300),
+            article_emergency: 150,
+        }
+    }
+
     /// Checks the settings against each other.
     ///
     /// # Errors
@@ -132,6 +161,14 @@ impl Params {
         }
         if !(self.scale_down_threshold >= 0.0 && self.scale_down_threshold < self.scale_up_threshold) {
             bad("scale_down_threshold", "must be at least 0 and below scale_up_threshold".into());
+        }
+        if self.horizon < Duration::from_secs(10) || self.horizon > Duration::from_secs(300) {
+            bad("horizon", "must be between 10s and 5m".into());
+        }
+        for (key, share) in [("quantile", self.quantile), ("confidence", self.confidence)] {
+            if !(0.5..1.0).contains(&share) {
+                bad(key, "must be at least 0.5 and below 1".into());
+            }
         }
         match self.article_window {
             ArticleWindow::Requests(n) if !(60..=100_000).contains(&n) => {

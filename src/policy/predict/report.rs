@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::policy::predict::forecast::Errors;
 use crate::policy::units::MonoTime;
 
 /// Which way a decision moves the permits.
@@ -16,6 +17,18 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// The way from `from` to `to`.
+    #[must_use]
+    pub const fn of(from: u32, to: u32) -> Self {
+        if to > from {
+            Self::Up
+        } else if to < from {
+            Self::Down
+        } else {
+            Self::Hold
+        }
+    }
+
     /// The label's value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -44,6 +57,12 @@ pub enum Reason {
     WarmUp,
     /// The queue is so long that the rule does not wait for a prediction.
     Emergency,
+    /// Somebody would have waited although the upstream could take more.
+    WorkConserving,
+    /// The upstream was found to take more or less than it was thought to.
+    Supply,
+    /// So many plans failed to come that the static limit stands in.
+    Stale,
     /// The policy never moves.
     Fixed,
 }
@@ -60,6 +79,9 @@ impl Reason {
             Self::Stable => "stable",
             Self::WarmUp => "warm_up",
             Self::Emergency => "emergency",
+            Self::WorkConserving => "work_conserving",
+            Self::Supply => "supply",
+            Self::Stale => "stale",
             Self::Fixed => "fixed",
         }
     }
@@ -92,4 +114,42 @@ pub struct Decision {
     pub applied: bool,
     /// Time since the previous change of the permits.
     pub since_change: Duration,
+    /// What the predictor knew, if the policy has one.
+    pub outlook: Option<Outlook>,
+}
+
+/// What should be ready before it is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// Connections to the upstream, those in use included; 0: none are kept for their own sake.
+    pub connections: u32,
+}
+
+/// What the predictor knows about the minute that is running.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outlook {
+    /// 5 % quantile of its demand, requests per minute.
+    pub low: f64,
+    /// Its centre.
+    pub centre: f64,
+    /// The quantile that is provided for.
+    pub high: f64,
+    /// Which one that is.
+    pub quantile: f64,
+    /// The last decision's confidence.
+    pub confidence: f64,
+    /// The confidence above which a decision is acted on, now.
+    pub threshold: f64,
+    /// Mean seconds a request is in flight.
+    pub service: f64,
+    /// How the forecasts have done.
+    pub errors: Errors,
+    /// The experts' weights.
+    pub weights: Vec<(&'static str, f64)>,
+    /// Robust z-score of the last minute.
+    pub anomaly: f64,
+    /// Minutes of history.
+    pub minutes: usize,
+    /// What should be ready.
+    pub ready: Ready,
 }

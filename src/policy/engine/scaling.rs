@@ -1,0 +1,81 @@
+//! How the limit moves: plans, work conservation between them, the learned ceiling above them, and the static
+//! limit where they fail to come.
+//!
+//! ```text
+//! limit = clamp(max(plan, held), min, ceiling)      ceiling = min(max_permits, learned limit)
+//! held  = in_flight + 1 + ⌈√in_flight⌉ where an arrival would have waited, for one stable window
+//! ```
+
+use crate::policy::engine::{Effect, Engine};
+use crate::policy::predict::{self, Decision, Mode, PolicyKind, Reason};
+use crate::policy::units::MonoTime;
+
+/// Plans in a row that may fail to come before the static limit stands in.
+const MISSED_PLANS: u32 = 3;
+
+impl Engine {
+    pub(super) fn install(&mut self, now: MonoTime, mut decision: Decision, effects: &mut Vec<Effect>) {
+        (self.planned, self.stale) = (now, false);
+        self.need = decision.need;
+        if now < self.held.1 {
+            decision.to = decision.to.max(self.held.0);
+        }
+        decision.to = decision.to.clamp(self.floor().min(self.ceiling()), self.ceiling());
+        if decision.applied && decision.to != self.permits.limit() {
+            self.permits.resize(decision.to);
+            self.changed = Some(now);
+        }
+        effects.push(Effect::Decided(decision));
+    }
+
+    /// Moves the limit between two decisions.
+    fn resize(&mut self, now: MonoTime, to: u32, reason: Reason, effects: &mut Vec<Effect>) {
+        let from = self.permits.limit();
+        if from != to {
+            self.permits.resize(to);
+            self.changed = Some(now);
+            effects.push(Effect::Resized { from, to, reason });
+        }
+    }
+
+    /// Whether a permit is free. Under `predictive` nobody waits for one below the ceiling: a permit adds no
+    /// capacity, so withholding it would only add waiting. What is missing is added, with some to spare for
+    /// those who come next.
+    pub(super) fn free(&mut self, now: MonoTime, effects: &mut Vec<Effect>) -> bool {
+        if self.permits.free() > 0 {
+            return true;
+        }
+        let s = &self.params.scaling;
+        let in_flight = self.permits.in_flight();
+        if s.policy != PolicyKind::Predictive || s.mode != Mode::Act || in_flight >= self.ceiling() {
+            return false;
+        }
+        let spare = f64::from(in_flight).sqrt().ceil() as u32;
+        let to = (in_flight + 1 + spare).min(self.ceiling());
+        self.resize(now, to, Reason::WorkConserving, effects);
+        self.held = (to, now + predict::STABLE_WINDOW);
+        true
+    }
+
+    /// What the upstream was found to take. It wins over every plan, at once.
+    pub(super) fn supply(&mut self, now: MonoTime, learned: Option<u32>, effects: &mut Vec<Effect>) {
+        self.supply = learned;
+        let ceiling = self.ceiling();
+        let to = self.permits.limit().clamp(self.floor().min(ceiling), ceiling);
+        self.resize(now, to, Reason::Supply, effects);
+    }
+
+    /// Plans that stay away must not leave the limit where an old one put it: it goes back to the static one.
+    pub(super) fn fall_back(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
+        let s = &self.params.scaling;
+        let late = predict::interval(s) * MISSED_PLANS;
+        if self.stale || s.policy == PolicyKind::Fixed || now.since(self.planned) <= late {
+            return;
+        }
+        self.stale = true;
+        if s.mode == Mode::Act {
+            let limit = s.initial_permits.min(self.ceiling());
+            self.resize(now, limit, Reason::Stale, effects);
+        }
+    }
+}
