@@ -14,11 +14,13 @@
 //! | [`demo`] | 4 | the embedded simulated LLM upstream, and the load driver |
 //! | [`upstream`] | 3 | connections, TLS, header hygiene |
 //! | [`telemetry`] | 2 | metrics, quantiles, access log, the admin service |
+//! | [`chance`] | 1 | seeded chance, for simulations |
 //! | [`clock`] | 1 | the only reader of the clock |
 //! | [`wire`] | 1 | small writes in one piece |
 //! | [`policy`] | 1 | pure: every decision, no I/O, no clock |
 
 pub mod app;
+pub mod chance;
 pub mod cli;
 pub mod clock;
 pub mod config;

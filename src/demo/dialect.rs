@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::ask::Ask;
-use super::chance::hash;
+use crate::chance::hash;
 
 /// The API an answer is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,10 +19,10 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::ask::OUTPUT_TOKENS;
-use super::chance::{hash, unit};
 use super::report::{End, LoadReport, Record};
 use super::tasks::Tasks;
 use super::workload::{Arrival, Workload};
+use crate::chance::{hash, unit};
 use crate::clock::Clock;
 use crate::policy::units::MonoTime;
 

@@ -11,7 +11,6 @@
 //! - [`live`]: the proxy's metrics as one line on a terminal.
 
 mod ask;
-mod chance;
 mod dialect;
 pub mod live;
 pub mod load;

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::chance::{hash, unit};
+use crate::chance::{hash, unit};
 use crate::policy::units::{Invalid, checked};
 
 /// What the upstream does with a request that finds every slot taken.

@@ -17,12 +17,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 use super::ask::{self, Ask, Unreadable};
-use super::chance::{hash, unit};
 use super::dialect::{Answer, Dialect};
 use super::model::{Fate, Law, OverCapacity};
 use super::paced::{Hangup, Pace, SimulatedBody};
 use super::slots::{Slots, Stats, Visit};
 use super::tasks::Tasks;
+use crate::chance::{hash, unit};
 use crate::clock::Clock;
 
 /// The simulated calendar begins here, so that two runs give the same bytes.

@@ -7,7 +7,7 @@ use std::f64::consts::TAU;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::chance::SplitMix64;
+use crate::chance::SplitMix64;
 
 /// The first line of a trace.
 const COLUMNS: &str = "t_s,prompt_tokens,output_tokens";

@@ -24,9 +24,10 @@ pub(crate) const RULES: [(&str, Rule); 9] = [
 ];
 
 /// Rooms by rank. `units` is a part of `policy` that everyone may know, `clock` included.
-pub(crate) const RANKS: [(&str, u8); 15] = [
+pub(crate) const RANKS: [(&str, u8); 16] = [
     ("units", 0),
     ("policy", 1),
+    ("chance", 1),
     ("clock", 1),
     ("wire", 1),
     ("telemetry", 2),
