@@ -8,8 +8,10 @@
 //! Nothing here decides anything that the live proxy decides: it plays the client, the upstream and the
 //! clock. `tests/equivalence.rs` holds it to the live stack's effects. Called by `tidegate simulate`.
 
+pub mod options;
 mod outcome;
 mod request;
+pub mod workload;
 
 pub use outcome::{Point, Run, Summary};
 pub use request::Request;
