@@ -203,7 +203,7 @@ mod tests {
 address = \"localhost\"
 colour = \"red\"
 [scaling]
-policy = \"predictive\"
+policy = \"predictiv\"
 cooldown = 30
 warm_up = \"0s\"
 [queue]
@@ -224,7 +224,7 @@ b = 2
             &[
                 "t.toml:2: listen.address: expected an IP address and port",
                 "t.toml:3: listen.colour: unknown setting",
-                "t.toml:5: scaling.policy: \"predictive\" is not available yet in this version",
+                "t.toml:5: scaling.policy: ",
                 "t.toml:6: scaling.cooldown: expected a time with its unit such as",
                 "t.toml:7: scaling.warm_up: must be between 1s and 10m",
                 "t.toml:9: queue.timeout: must not be negative",
@@ -440,20 +440,22 @@ b = 2
             let s = good(&format!("[scaling]\n{text}")).scaling;
             (s.min_permits, s.initial_permits, s.max_permits)
         };
-        assert_eq!(permits(""), (10, 20, 100));
-        assert_eq!(permits("max_permits = 4"), (4, 4, 4));
-        assert_eq!(permits("max_permits = 15"), (10, 15, 15));
-        assert_eq!(permits("min_permits = 50"), (50, 50, 100));
-        assert_eq!(permits("initial_permits = 5"), (5, 5, 100));
+        assert_eq!(permits(""), (4, 1000, 1000));
+        assert_eq!(permits("max_permits = 2"), (2, 2, 2));
+        assert_eq!(permits("max_permits = 15"), (4, 15, 15));
+        assert_eq!(permits("policy = \"reactive\""), (10, 20, 100));
+        assert_eq!(permits("policy = \"reactive\"\nmax_permits = 4"), (4, 4, 4));
+        assert_eq!(permits("policy = \"reactive\"\nmin_permits = 50"), (50, 50, 100));
+        assert_eq!(permits("policy = \"reactive\"\ninitial_permits = 5"), (5, 5, 100));
         begins(
-            &[one("[scaling]\nmin_permits = 200")],
-            &["t.toml:5: scaling.min_permits: 200 is more than max_permits = 100"],
+            &[one("[scaling]\npolicy = \"reactive\"\nmin_permits = 200")],
+            &["t.toml:6: scaling.min_permits: 200 is more than max_permits = 100"],
         );
         begins(&[one("[scaling]\nmin_permits = 8\nmax_permits = 4")], &["t.toml:5: scaling.min_permits: 8"]);
         begins(&[one("[scaling]\nmax_permits = 0")], &["t.toml:5: scaling.max_permits: must be 1"]);
-        // The default 100 stands in for what could not be read: nothing is said about 200 against it.
+        // The default 1000 stands in for what could not be read: nothing is said about 2000 against it.
         begins(
-            &[one("[scaling]\nmax_permits = \"many\"\nmin_permits = 200")],
+            &[one("[scaling]\nmax_permits = \"many\"\nmin_permits = 2000")],
             &["t.toml:5: scaling.max_permits: "],
         );
     }
