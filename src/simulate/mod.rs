@@ -11,6 +11,7 @@
 pub mod options;
 mod outcome;
 mod request;
+pub mod trace;
 pub mod workload;
 
 pub use outcome::{Point, Run, Summary};

@@ -93,7 +93,7 @@ pub(crate) struct Lengths {
 
 impl Lengths {
     /// The reference LLM workload: prompts of 1000 tokens in the mean (σ 1), answers of 200 (σ 0.9).
-    const LLM: Self = Self { prompt: (1000.0, 1.0), output: (200.0, 0.9) };
+    pub(crate) const LLM: Self = Self { prompt: (1000.0, 1.0), output: (200.0, 0.9) };
     /// Short calls, all alike, where the service time does not depend on tokens.
     const SHORT: Self = Self { prompt: (100.0, 0.0), output: (10.0, 0.0) };
 }
