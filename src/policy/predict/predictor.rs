@@ -32,6 +32,8 @@ const SILENCE: Duration = Duration::from_secs(3600);
 const LONG_WAIT: f64 = 1.0;
 /// Watched seconds below which a minute says too little to count.
 const WATCHED: u32 = 30;
+/// Seconds whose absence is worth telling the forecaster of: its memory.
+const REMEMBERED: u64 = 14 * 86_400;
 /// Forecasts made after each minute: this many minutes ahead.
 const AHEAD: usize = 6;
 
@@ -50,6 +52,8 @@ pub struct Predictor {
     next: Option<u64>,
     minute: Minute,
     forecaster: Forecaster,
+    /// The minute that it heard of last.
+    forecaster_minute: u64,
     /// Of the minutes after the last closed one.
     forecasts: Vec<Forecast>,
     service: ServiceTime,
@@ -72,6 +76,7 @@ impl Predictor {
             next: None,
             minute: Minute::default(),
             forecaster: Forecaster::new(),
+            forecaster_minute: u64::MAX,
             forecasts: Vec::new(),
             service: ServiceTime::default(),
             threshold: Threshold::new(params.confidence),
@@ -144,17 +149,25 @@ impl Predictor {
 
     fn absorb(&mut self, s: &Snapshot<'_>) {
         let end = s.history.end();
-        let next = self.next.unwrap_or_else(|| end.saturating_sub(s.history.last(usize::MAX).count() as u64));
-        // what has left the ring was not watched either: at most two weeks of it matter
-        let lost = s.history.last(usize::MAX).next().map_or(end, |(first, _)| first);
-        for index in next.max(lost.saturating_sub(14 * 86_400))..lost {
-            self.second(index, &Second { gap: true, ..Second::default() });
+        let first = s.history.last(usize::MAX).next().map_or(end, |(first, _)| first);
+        let next = self.next.unwrap_or(first);
+        // what has left the ring nobody has watched: at most two weeks of it matter
+        let lost = next.max(first.saturating_sub(REMEMBERED))..first;
+        for minute in lost.start / 60..lost.end / 60 {
+            self.close(minute * 60 + 59);
         }
-        let new = usize::try_from(end.saturating_sub(next.max(lost))).unwrap_or(usize::MAX);
+        if !lost.is_empty() {
+            self.high_water = 0.0;
+        }
+        let new = usize::try_from(end.saturating_sub(next.max(first))).unwrap_or(usize::MAX);
+        let minutes = self.forecaster_minute;
         for (index, second) in s.history.last(new) {
             self.second(index, &second);
         }
         self.next = Some(end);
+        if self.forecaster_minute != minutes || !lost.is_empty() {
+            self.forecasts = (1..=AHEAD).map(|ahead| self.forecaster.forecast(ahead)).collect();
+        }
     }
 
     fn second(&mut self, index: u64, second: &Second) {
@@ -168,11 +181,16 @@ impl Predictor {
                 self.last_arrival = Some(index);
             }
         }
+        self.close(index);
+    }
+
+    /// Closes the minute whose last second is `index`.
+    fn close(&mut self, index: u64) {
         if index % 60 == 59 {
             let Minute { arrivals, watched } = std::mem::take(&mut self.minute);
             let count = (watched >= WATCHED).then(|| arrivals as f64 * 60.0 / f64::from(watched));
             self.forecaster.close(count);
-            self.forecasts = (1..=AHEAD).map(|ahead| self.forecaster.forecast(ahead)).collect();
+            self.forecaster_minute = index / 60;
         }
     }
 
