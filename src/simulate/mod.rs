@@ -8,11 +8,19 @@
 //! Nothing here decides anything that the live proxy decides: it plays the client, the upstream and the
 //! clock. `tests/equivalence.rs` holds it to the live stack's effects. Called by `tidegate simulate`.
 
+mod client;
+mod figures;
 pub mod options;
 mod outcome;
+mod play;
+pub mod policy;
 mod request;
 pub mod trace;
+pub mod upstream;
 pub mod workload;
 
+pub use client::{Clients, Measure, Retry, Slo};
 pub use outcome::{Point, Run, Summary};
+pub use play::{Setup, run, watch};
 pub use request::Request;
+pub use workload::Workload;
