@@ -1,5 +1,6 @@
 //! What the clients of a simulation do and expect.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::policy::units::MonoTime;
@@ -84,7 +85,7 @@ pub struct Measure {
     /// To when; the end is not in it.
     pub to: MonoTime,
     /// Only what arrives in these spans, in order and apart from each other; empty: everything.
-    pub only: Vec<(MonoTime, MonoTime)>,
+    pub only: Vec<Range<MonoTime>>,
 }
 
 impl Measure {
@@ -100,9 +101,9 @@ impl Measure {
         if at < self.from || at >= self.to {
             return false;
         }
-        let before = self.only.partition_point(|(from, _)| *from <= at);
-        self.only.is_empty()
-            || before.checked_sub(1).and_then(|n| self.only.get(n)).is_some_and(|(_, to)| at < *to)
+        let before = self.only.partition_point(|span| span.start <= at);
+        let span = before.checked_sub(1).and_then(|n| self.only.get(n));
+        self.only.is_empty() || span.is_some_and(|span| span.contains(&at))
     }
 }
 
@@ -123,7 +124,7 @@ mod tests {
     #[test]
     fn only_arrivals_within_the_spans_count() {
         let s = MonoTime::from_secs;
-        let m = Measure { from: s(10), to: s(100), only: vec![(s(5), s(15)), (s(50), s(60))] };
+        let m = Measure { from: s(10), to: s(100), only: vec![s(5)..s(15), s(50)..s(60)] };
         let counted: Vec<u64> = (0..120).filter(|n| m.has(s(*n))).collect();
         assert_eq!(counted, (10..15).chain(50..60).collect::<Vec<_>>());
     }

@@ -15,12 +15,14 @@ mod outcome;
 mod play;
 pub mod policy;
 mod request;
+mod setup;
 pub mod trace;
 pub mod upstream;
 pub mod workload;
 
 pub use client::{Clients, Measure, Retry, Slo};
 pub use outcome::{Point, Run, Summary};
-pub use play::{Setup, run, watch};
+pub use play::{run, watch};
 pub use request::Request;
+pub use setup::Setup;
 pub use workload::Workload;

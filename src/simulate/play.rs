@@ -5,68 +5,20 @@
 //! nanosecond happens in this order: the upstream's signs, clients that leave, the engine's timer, the second, new tries,
 //! arrivals. Called by `tidegate simulate`, its suite and the tests that hold it to the live stack.
 
+mod life;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use crate::policy::admission;
 use crate::policy::engine::{self, Arrival, Effect, Engine, Event, Kind};
-use crate::policy::predict::Decision;
-use crate::policy::units::{MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
-use crate::simulate::client::{Clients, Measure, Retry, Slo};
+use crate::policy::predict::Wall;
+use crate::policy::units::{MonoTime, Priority, TenantId, Ticket, Tokens};
 use crate::simulate::figures::{Figures, Level};
 use crate::simulate::outcome::Run;
-use crate::simulate::policy::{Pilot, Policy, Sample, View};
-use crate::simulate::request::Request;
-use crate::simulate::upstream::{Id, Model, Sign, Upstream};
-
-/// Everything of a simulation but the policy.
-#[derive(Clone, Debug)]
-pub struct Setup<'a> {
-    /// The workload, by time of arrival; at most 2³² requests.
-    pub requests: &'a [Request],
-    /// The upstream.
-    pub model: &'a Model,
-    /// How clients behave.
-    pub clients: Clients,
-    /// What counts as a good answer.
-    pub slo: Slo,
-    /// The gate's queue.
-    pub queue: admission::Params,
-    /// What the table is about.
-    pub measure: Measure,
-    /// Hour of the day at the beginning.
-    pub hour: u8,
-    /// Moves every draw of the upstream.
-    pub seed: u64,
-    /// Time between two points of the series, at least a second.
-    pub step: Duration,
-}
-
-impl<'a> Setup<'a> {
-    /// The reference clients and SLO on the whole of a workload.
-    #[must_use]
-    pub fn new(requests: &'a [Request], model: &'a Model, seed: u64) -> Self {
-        let end = requests.last().map_or(MonoTime::ZERO, |last| MonoTime::from_secs(last.at.as_secs() + 1));
-        let step = Duration::from_secs((end.as_secs() / 600).max(1));
-        let slo = match model {
-            _ if !model.streams() => Slo::default(),
-            Model::Hosted(_) => Slo::hosted(),
-            _ => Slo::llm(),
-        };
-        Self {
-            requests,
-            model,
-            clients: Clients::default(),
-            slo,
-            queue: admission::Params::default(),
-            measure: Measure::all(end),
-            hour: 0,
-            seed,
-            step,
-        }
-    }
-}
+use crate::simulate::policy::{Order, Pilot, Policy, View};
+use crate::simulate::setup::Setup;
+use crate::simulate::upstream::{Id, Sign, Upstream};
 
 /// Runs `policy`. `progress` hears, once a simulated second, how many requests have arrived.
 pub fn run(setup: &Setup<'_>, policy: &Policy, progress: &mut dyn FnMut(usize)) -> Run {
@@ -142,12 +94,10 @@ impl<'a> Play<'a> {
     fn new(
         setup: &'a Setup<'a>,
         policy: &'a Policy,
-        mut pilot: Pilot,
+        pilot: Pilot,
         upstream: Box<dyn Upstream>,
         watch: &'a mut dyn FnMut(MonoTime, &Effect),
     ) -> Self {
-        let supply = upstream.supply();
-        pilot.begin(supply);
         let params = engine::Params {
             admission: setup.queue.clone(),
             scaling: pilot.params(),
@@ -156,7 +106,7 @@ impl<'a> Play<'a> {
         let engine = Engine::new(params, MonoTime::ZERO);
         let limit = engine.status().limit;
         let (ready, paid) = upstream.replicas();
-        Self {
+        let mut play = Self {
             setup,
             policy,
             learns: pilot.samples(),
@@ -174,11 +124,16 @@ impl<'a> Play<'a> {
             second: MonoTime::ZERO + SECOND,
             leaving: VecDeque::new(),
             again: BinaryHeap::new(),
-            supply,
+            supply: None,
             level: Level { limit, need: limit, ready, paid, ..Level::default() },
             effects: Vec::new(),
             signs: Vec::new(),
+        };
+        play.supply = play.upstream.supply();
+        if let Some(order) = play.pilot.supply(play.supply) {
+            play.obey(MonoTime::ZERO, order);
         }
+        play
     }
 
     fn run(mut self, progress: &mut dyn FnMut(usize)) -> Run {
@@ -191,7 +146,7 @@ impl<'a> Play<'a> {
             let arrival = requests.get(self.arrived).map_or(MonoTime::MAX, |r| r.at);
             let now = sign.min(leave).min(timer).min(self.second).min(again).min(arrival);
             let over = self.open == 0 && self.arrived == requests.len();
-            if over && now >= self.figures.until() {
+            if over && now > self.figures.until() {
                 break;
             }
             self.figures.pass(now, self.level);
@@ -266,8 +221,8 @@ impl<'a> Play<'a> {
                 }
                 Effect::Reject { ticket, .. } => self.refused(ticket),
                 Effect::SetTimer(at) => self.timer = Some(at),
-                Effect::Decided(decision) => self.level.need = decision.need,
-                Effect::Breaker(_) => {}
+                Effect::Resized { to, .. } => self.level.limit = to,
+                Effect::Decided(_) | Effect::Breaker(_) => {}
             }
         }
         self.effects = effects;
@@ -307,150 +262,26 @@ impl<'a> Play<'a> {
         self.figures.lost(&self.setup.requests[id as usize]);
     }
 
-    fn signs(&mut self, now: MonoTime) {
-        let mut signs = std::mem::take(&mut self.signs);
-        self.upstream.advance(now, &mut signs);
-        for sign in signs.drain(..) {
-            match sign {
-                Sign::FirstToken(id) => self.head(now, id, true),
-                Sign::Done(id) => self.done(now, id),
-                Sign::Refused { id, retry_after } => self.turned_away(now, id, retry_after),
-                Sign::Failed { id, outcome, answered } => self.failed(now, id, outcome, answered),
-            }
-        }
-        self.signs = signs;
-        self.supply(now);
-    }
-
-    fn head(&mut self, now: MonoTime, id: Id, alive: bool) {
-        let state = &mut self.states[id as usize];
-        (state.has_head, state.first) = (true, now);
-        let ticket = Ticket(state.ticket);
-        self.event(now, Event::FirstByte { ticket, alive });
-    }
-
-    fn done(&mut self, now: MonoTime, id: Id) {
-        if !self.states[id as usize].has_head {
-            self.head(now, id, true);
-        }
-        let state = &mut self.states[id as usize];
-        state.phase = Phase::Over;
-        let (first, admitted) = (state.first, state.admitted);
-        self.open -= 1;
-        self.figures.served(&self.setup.requests[id as usize], first, now);
-        self.finish(now, id, Outcome::Success);
-        self.learn(now, now.since(admitted), false);
-    }
-
-    fn finish(&mut self, now: MonoTime, id: Id, outcome: Outcome) {
-        self.level.in_flight -= 1;
-        let ticket = Ticket(self.states[id as usize].ticket);
-        self.event(now, Event::Finish(ticket, outcome));
-    }
-
-    fn learn(&mut self, now: MonoTime, latency: Duration, refused: bool) {
-        if !self.learns {
-            return;
-        }
-        let sample = Sample { latency, in_flight: self.level.in_flight + 1, refused };
-        if let Some(decision) = self.pilot.sample(now, sample, &self.engine) {
-            self.install(now, decision);
-        }
-    }
-
-    fn install(&mut self, now: MonoTime, decision: Decision) {
-        self.event(now, Event::Install(decision));
+    fn obey(&mut self, now: MonoTime, order: Order) {
+        self.event(now, order.event());
         self.level.limit = self.engine.status().limit;
-    }
-
-    /// 429.
-    fn turned_away(&mut self, now: MonoTime, id: Id, retry_after: Option<Duration>) {
-        let tries = usize::from(self.states[id as usize].tries);
-        let wait = self.setup.clients.backoff.get(tries).copied();
-        let retry = if wait.is_some() { self.policy.retry } else { Retry::Never };
-        let told = retry != Retry::Hold;
-        self.figures.refused(&self.setup.requests[id as usize], true, told);
-        self.states[id as usize].tries += 1;
-        let at = now + wait.unwrap_or_default();
-        match retry {
-            Retry::Hold => {
-                self.states[id as usize].phase = Phase::Holds;
-                self.again.push(Reverse((at, id)));
-            }
-            Retry::Return => {
-                self.states[id as usize].phase = Phase::Away;
-                // the header counts whole seconds
-                let after = retry_after
-                    .map_or(Duration::ZERO, |d| Duration::from_secs(d.as_secs_f64().ceil() as u64));
-                self.again.push(Reverse((at.max(now + after), id)));
-            }
-            Retry::Never => self.lost(id),
-        }
-        if told {
-            let ticket = Ticket(self.states[id as usize].ticket);
-            self.event(now, Event::FirstByte { ticket, alive: true });
-            self.finish(now, id, Outcome::Refused);
-        }
-        self.learn(now, Duration::ZERO, true);
-    }
-
-    fn failed(&mut self, now: MonoTime, id: Id, outcome: Outcome, answered: bool) {
-        let ticket = Ticket(self.states[id as usize].ticket);
-        if answered {
-            self.event(now, Event::FirstByte { ticket, alive: false });
-            self.event(now, Event::AttemptEnd(ticket, outcome));
-        }
-        self.lost(id);
-        self.finish(now, id, outcome);
-    }
-
-    /// A client's patience is over.
-    fn leave(&mut self, now: MonoTime) {
-        let Some((_, id)) = self.leaving.pop_front() else { return };
-        let State { phase, ticket, .. } = self.states[id as usize];
-        self.lost(id);
-        match phase {
-            Phase::Waits => {
-                self.level.queued -= 1;
-                self.event(now, Event::Cancel(Ticket(ticket)));
-            }
-            Phase::Runs | Phase::Holds => {
-                if phase == Phase::Runs {
-                    self.upstream.cancel(now, id);
-                }
-                self.finish(now, id, Outcome::Ignore);
-                self.supply(now);
-            }
-            Phase::Away | Phase::Over => {}
-        }
-    }
-
-    /// A wait between two tries is over.
-    fn retry(&mut self, now: MonoTime) {
-        let Some(Reverse((_, id))) = self.again.pop() else { return };
-        match self.states[id as usize].phase {
-            Phase::Holds => {
-                self.states[id as usize].phase = Phase::Runs;
-                self.attempt(now, id);
-            }
-            Phase::Away => self.arrive(now, id),
-            _ => {}
-        }
+        self.level.need = self.pilot.need();
     }
 
     fn second(&mut self, now: MonoTime) {
         self.second = now + SECOND;
         self.event(now, Event::Tick);
-        let hour = (u64::from(self.setup.hour) + now.as_secs() / 3600) % 24;
-        let view = View { now, hour: hour as u8, engine: &self.engine, ready: self.level.ready };
-        let orders = self.pilot.second(&view);
-        if let Some(decision) = orders.install {
-            self.install(now, decision);
+        let unix = self.setup.unix.saturating_add_unsigned(now.as_secs());
+        let wall = Wall { unix, hour: (unix.rem_euclid(86_400) / 3600) as u8 };
+        let view = View { now, wall, engine: &self.engine, ready: self.level.ready };
+        let (order, wanted) = self.pilot.second(&view);
+        if let Some(order) = order {
+            self.obey(now, order);
         }
-        self.upstream.prepare(now, orders.wanted);
+        self.upstream.prepare(now, wanted);
         self.supply(now);
-        self.level.limit = self.engine.status().limit;
-        self.figures.second(now, self.level, || None);
+        let (pilot, figures) = (&self.pilot, &mut self.figures);
+        figures.second(now, self.level, || pilot.said());
     }
 
     /// What the upstream takes may have changed.
@@ -462,9 +293,75 @@ impl<'a> Play<'a> {
         (self.level.ready, self.level.paid) = self.upstream.replicas();
         if supply != self.supply {
             self.supply = supply;
-            if let Some(decision) = self.pilot.supply(now, supply.unwrap_or_default(), &self.engine) {
-                self.install(now, decision);
+            if let Some(order) = self.pilot.supply(supply) {
+                self.obey(now, order);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::{policy, upstream, workload};
+
+    fn played(workload: &str, model: &str, policy: &str) -> Run {
+        let (workload, model) = (workload::parse(workload, 1).unwrap(), upstream::parse(model).unwrap());
+        let setup = Setup::new(&workload, &model, 1);
+        run(&setup, &policy::parse(policy).unwrap(), &mut |_| {})
+    }
+
+    #[test]
+    fn nobody_is_forgotten_whatever_the_upstream_and_the_policy() {
+        let policies = "fixed:3,reactive,article,predictive,aimd,gradient,static:2,hpa,rate,oracle,fixed:9+hold,fixed+never";
+        for model in [
+            "constant:900ms",
+            "lognormal:500ms,cv=1",
+            "llm",
+            "hosted:rpm=90,tpm=90000",
+            "hosted:hidden=3,headers=off",
+            "batch:slots=4",
+            "replicas:start=20s,slots=4",
+            "slots:start=10s,mean=900ms",
+            "handshake:1s-2s,idle=3s",
+        ] {
+            for policy in policies.split(',') {
+                let Run { summary: s, series, .. } =
+                    played("step:base=1,high=6,at=60s,lasts=60s,for=200s", model, policy);
+                assert!(s.requests > 250 && s.served + s.lost == s.requests, "{model} {policy}: {s:?}");
+                assert!((0.0..=100.0).contains(&s.in_slo) && s.p50 <= s.p95 && s.p95 <= s.p99, "{s:?}");
+                let told: f64 = series.iter().map(|p| p.arrivals / 60.0).sum();
+                assert!(
+                    (told - s.requests as f64).abs() < 1e-6 && series.len() == 200,
+                    "{model} {policy}: {told}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes() {
+        for (model, policy) in
+            [("replicas:start=20s", "hpa"), ("hosted", "aimd"), ("handshake", "predictive")]
+        {
+            let one = || serde_json::to_string(&played("bursty:for=300s", model, policy)).unwrap();
+            assert_eq!(one(), one());
+        }
+    }
+
+    #[test]
+    fn a_single_permit_is_a_queue_with_one_server() {
+        // M/D/1 at half load: mean wait = ρ / (2 (1 − ρ)) services = 0.5; the median of all is little more than one
+        let s = played("poisson:rps=5,for=4000s", "constant:100ms", "fixed:1").summary;
+        assert!((s.mean_in_flight - 0.5).abs() < 0.02, "{s:?}");
+        assert!((0.1..0.13).contains(&s.p50) && (0.35..0.5).contains(&s.p99), "{s:?}");
+        assert!((s.mean_permits - 1.0).abs() < 1e-9 && s.lost == 0, "{s:?}");
+    }
+
+    #[test]
+    fn impatient_clients_leave_the_queue_and_the_upstream() {
+        let s = played("poisson:rps=5,for=300s", "llm:20ms,prefill=20", "fixed:100").summary;
+        // half of the prompts take longer than 30 s to their first token
+        assert!(s.lost > s.requests / 2 && s.served > 0 && s.ttft_p99 <= 30.0, "{s:?}");
     }
 }

@@ -18,7 +18,7 @@ mod gradient;
 mod oracle;
 mod pilot;
 
-pub(super) use pilot::{Pilot, Sample, View};
+pub(super) use pilot::{Order, Pilot, Sample, View};
 
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ pub fn parse(text: &str) -> Result<Policy, String> {
         "article" => Kind::Live(live(name, PolicyKind::Article, bounds(name, value)?)?),
         "predictive" => {
             headroom = value.map_or(Ok(1.0), |v| factor(name, v))?;
-            Kind::Live(predictive())
+            Kind::Live(predict::Params::of(PolicyKind::Predictive))
         }
         "static" => Kind::Static(count(name, value.ok_or(format!("{name}: how many? static:5"))?)?),
         "hpa" => {
@@ -128,11 +128,10 @@ pub fn parse(text: &str) -> Result<Policy, String> {
 
 fn live(name: &str, policy: PolicyKind, [min, initial, max]: [u32; 3]) -> Result<predict::Params, String> {
     let params = predict::Params {
-        policy,
         min_permits: min,
         initial_permits: initial,
         max_permits: max,
-        ..predict::Params::default()
+        ..predict::Params::of(policy)
     };
     params.try_new().map_err(|faults| {
         let all: Vec<String> = faults.into_iter().map(|f| format!("{} {}", f.key, f.message)).collect();
@@ -158,11 +157,6 @@ fn factor(name: &str, text: &str) -> Result<f64, String> {
         Ok(f) if (0.05..=100.0).contains(&f) => Ok(f),
         _ => Err(format!("{name}: `{text}` must be a headroom from 0.05 to 100")),
     }
-}
-
-/// The live default's settings.
-fn predictive() -> predict::Params {
-    predict::Params { policy: PolicyKind::Fixed, max_permits: 1000, ..predict::Params::default() }
 }
 
 #[cfg(test)]

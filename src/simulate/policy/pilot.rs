@@ -1,15 +1,16 @@
 //! A policy at work: the event loop tells it of seconds, answers and supply, it says what to install and to prepare.
 //!
-//! A live rule on an upstream without replicas drives the engine exactly as the live proxy does: the engine has the
-//! rule's own settings, and [`predict::plan`] is asked every [`predict::interval`]. Everything else (the
-//! baselines, and any rule whose permits are bounded by replicas that come and go) uses an engine that does
-//! what it is told, and tells it `min(what the rule wants, what the upstream takes)`.
+//! A live policy drives the engine exactly as the live proxy does: the engine has its settings, and the
+//! [`Predictor`] is ticked each second and asked every [`predict::interval`]. The baselines use a `fixed` engine, whose
+//! limit follows what they tell it as if that had been learned of the upstream. So does a live rule that knows
+//! nothing of replicas, where replicas bound its permits: it goes by the permits that it asked for.
 
 use std::time::Duration;
 
-use crate::policy::engine::Engine;
-use crate::policy::predict::{self, Decision, Direction, PolicyKind, Reason};
+use crate::policy::engine::{Engine, Event};
+use crate::policy::predict::{self, Decision, PolicyKind, Predictor, Ready, Wall};
 use crate::policy::units::MonoTime;
+use crate::simulate::figures::Said;
 use crate::simulate::policy::aimd::Aimd;
 use crate::simulate::policy::autoscale::{Autoscaler, Seen};
 use crate::simulate::policy::gradient::Gradient;
@@ -30,22 +31,34 @@ pub(in crate::simulate) struct Sample {
 /// What a policy may look at when a second has passed.
 pub(in crate::simulate) struct View<'a> {
     pub(in crate::simulate) now: MonoTime,
-    pub(in crate::simulate) hour: u8,
+    pub(in crate::simulate) wall: Wall,
     pub(in crate::simulate) engine: &'a Engine,
     /// Replicas that serve.
     pub(in crate::simulate) ready: u32,
 }
 
-/// What is to be done.
-#[derive(Debug, Default)]
-pub(in crate::simulate) struct Orders {
-    pub(in crate::simulate) install: Option<Decision>,
-    pub(in crate::simulate) wanted: Wanted,
+/// What the engine is to be told.
+#[derive(Debug)]
+pub(in crate::simulate) enum Order {
+    /// The predictor's decision.
+    Install(Decision),
+    /// Permits from now on.
+    Permits(u32),
+}
+
+impl Order {
+    /// As the engine is told.
+    pub(in crate::simulate) fn event(self) -> Event {
+        match self {
+            Self::Install(decision) => Event::Install(decision),
+            Self::Permits(limit) => Event::Supply(Some(limit)),
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Rule {
-    Live { params: Box<predict::Params>, every: u64 },
+    Live { params: predict::Params, predictor: Box<Predictor>, every: u64, ready: Ready },
     Aimd(Aimd),
     Gradient(Gradient),
     Static(u32),
@@ -80,8 +93,9 @@ impl Pilot {
         let (rule, permits) = match &policy.kind {
             Kind::Live(p) => {
                 let first = if p.policy == PolicyKind::Fixed { p.max_permits } else { p.initial_permits };
-                let every = predict::interval(p).as_secs().max(1);
-                (Rule::Live { params: Box::new(p.clone()), every }, first)
+                let (params, every) = (p.clone(), predict::interval(p).as_secs().max(1));
+                let predictor = Box::new(Predictor::new(params.clone()));
+                (Rule::Live { params, predictor, every, ready: Ready::default() }, first)
             }
             Kind::Aimd => {
                 let aimd = Aimd::new(PLENTY);
@@ -106,13 +120,11 @@ impl Pilot {
                 (Rule::Oracle(oracle), model.knee().unwrap_or(many))
             }
         };
-        let connections = model.idle_timeout().is_some();
-        let headroom = policy.headroom;
         let mut pilot = Self {
             rule,
-            headroom,
+            headroom: policy.headroom,
             shape,
-            connections,
+            connections: model.idle_timeout().is_some(),
             permits,
             replicas: 1,
             supply: None,
@@ -130,68 +142,36 @@ impl Pilot {
             Rule::Static(n) => *n,
             Rule::Scaled(_) => shape.first.unwrap_or(1),
             Rule::Oracle(oracle) => self.foreseen(oracle, shape, 0),
+            _ if self.forecasts() => shape.first.unwrap_or(1),
             _ => self.permits.div_ceil(shape.per),
         }
     }
 
-    /// The rule moves the engine's permits itself, as it does live.
-    fn direct(&self) -> bool {
-        matches!(self.rule, Rule::Live { .. }) && self.shape.is_none()
+    fn forecasts(&self) -> bool {
+        matches!(&self.rule, Rule::Live { params, .. } if params.policy == PolicyKind::Predictive)
+    }
+
+    /// The engine has the policy's own settings, as it has live.
+    fn own(&self) -> bool {
+        matches!(self.rule, Rule::Live { .. }) && (self.shape.is_none() || self.forecasts())
     }
 
     /// The engine's scaling settings.
     pub(in crate::simulate) fn params(&self) -> predict::Params {
         match &self.rule {
-            Rule::Live { params, .. } if self.shape.is_none() => (**params).clone(),
-            _ => predict::Params {
-                policy: PolicyKind::Reactive,
-                min_permits: 1,
-                initial_permits: self.limit(),
-                max_permits: MOST,
-                ..predict::Params::default()
-            },
+            Rule::Live { params, .. } if self.own() => params.clone(),
+            _ => predict::Params { max_permits: MOST, ..predict::Params::of(PolicyKind::Fixed) },
         }
     }
 
-    fn limit(&self) -> u32 {
-        self.permits.min(self.supply.unwrap_or(MOST)).max(1)
-    }
-
-    /// What the upstream takes has changed.
-    pub(in crate::simulate) fn supply(
-        &mut self,
-        now: MonoTime,
-        supply: u32,
-        engine: &Engine,
-    ) -> Option<Decision> {
-        self.supply = Some(supply);
-        self.told(now, engine, Reason::Stable)
-    }
-
-    /// The upstream takes so much at the beginning.
-    pub(in crate::simulate) fn begin(&mut self, supply: Option<u32>) {
+    /// What the upstream takes, at the beginning and whenever it changes.
+    pub(in crate::simulate) fn supply(&mut self, supply: Option<u32>) -> Option<Order> {
         self.supply = supply;
+        if self.own() { supply.map(Order::Permits) } else { Some(self.limit()) }
     }
 
-    /// An answer came.
-    pub(in crate::simulate) fn sample(
-        &mut self,
-        now: MonoTime,
-        s: Sample,
-        engine: &Engine,
-    ) -> Option<Decision> {
-        self.permits = match &mut self.rule {
-            Rule::Aimd(aimd) => {
-                aimd.sample(s);
-                aimd.limit()
-            }
-            Rule::Gradient(gradient) => {
-                gradient.sample(s);
-                gradient.limit()
-            }
-            _ => return None,
-        };
-        self.told(now, engine, Reason::Stable)
+    fn limit(&self) -> Order {
+        Order::Permits(self.permits.min(self.supply.unwrap_or(MOST)).max(1))
     }
 
     /// It learns from each answer.
@@ -199,42 +179,70 @@ impl Pilot {
         matches!(self.rule, Rule::Aimd(_) | Rule::Gradient(_))
     }
 
-    /// A second has passed.
-    pub(in crate::simulate) fn second(&mut self, v: &View<'_>) -> Orders {
+    /// An answer came.
+    pub(in crate::simulate) fn sample(&mut self, s: Sample) -> Option<Order> {
+        let before = self.permits;
+        match &mut self.rule {
+            Rule::Aimd(aimd) => {
+                aimd.sample(s);
+                self.permits = aimd.limit();
+            }
+            Rule::Gradient(gradient) => {
+                gradient.sample(s);
+                self.permits = gradient.limit();
+            }
+            _ => {}
+        }
+        (self.permits != before).then(|| self.limit())
+    }
+
+    /// What the predictor says of the minute to come.
+    pub(in crate::simulate) fn said(&self) -> Option<Said> {
+        let Rule::Live { predictor, .. } = &self.rule else { return None };
+        predictor.outlook().map(|o| Said { centre: o.centre, band: (o.low, o.high) })
+    }
+
+    /// A second has passed: what the engine is to be told, and what the upstream is to make ready.
+    pub(in crate::simulate) fn second(&mut self, v: &View<'_>) -> (Option<Order>, Wanted) {
         self.passed += 1;
-        let install = self.scale(v);
+        let order = self.scale(v);
         let second = v.now.as_secs();
         let mut wanted = Wanted::default();
         if let Some(shape) = self.shape {
-            self.replicas = match &mut self.rule {
-                Rule::Static(n) => *n,
-                Rule::Scaled(scaler) => {
-                    let history = v.engine.history();
-                    let queued = v.engine.status().queued.iter().sum();
-                    scaler.want(Seen {
-                        second,
-                        history: &history,
-                        queued,
-                        ready: v.ready,
-                        wanted: self.replicas,
-                        full_speed: f64::from(shape.full_speed),
-                        headroom: self.headroom,
-                    })
-                }
-                Rule::Oracle(_) => 0,
-                _ => self.permits.div_ceil(shape.per),
+            self.replicas = self.want(v, shape).max(1);
+            wanted.replicas = Some(self.replicas);
+        }
+        if self.connections {
+            wanted.connections = match &self.rule {
+                Rule::Oracle(oracle) => Some(oracle.peak(second, Duration::from_secs(3))),
+                Rule::Live { ready, .. } if self.forecasts() => Some(ready.connections),
+                _ => None,
             };
-            if let Rule::Oracle(oracle) = &self.rule {
-                self.replicas = self.foreseen(oracle, shape, second);
+        }
+        (order, wanted)
+    }
+
+    fn want(&mut self, v: &View<'_>, shape: ReplicaShape) -> u32 {
+        let second = v.now.as_secs();
+        match &mut self.rule {
+            Rule::Static(n) => *n,
+            Rule::Scaled(scaler) => scaler.want(Seen {
+                second,
+                history: v.engine.history(),
+                queued: v.engine.status().queued.iter().sum(),
+                ready: v.ready,
+                wanted: self.replicas,
+                full_speed: f64::from(shape.full_speed),
+                headroom: self.headroom,
+            }),
+            Rule::Oracle(oracle) => {
+                let oracle = std::mem::take(oracle);
+                let want = self.foreseen(&oracle, shape, second);
+                self.rule = Rule::Oracle(oracle);
+                want
             }
-            wanted.replicas = Some(self.replicas.max(1));
+            _ => self.permits.div_ceil(shape.per),
         }
-        if self.connections
-            && let Rule::Oracle(oracle) = &self.rule
-        {
-            wanted.connections = Some(oracle.peak(second, Duration::from_secs(3)));
-        }
-        Orders { install, wanted }
     }
 
     fn foreseen(&self, oracle: &Oracle, shape: ReplicaShape, second: u64) -> u32 {
@@ -248,46 +256,37 @@ impl Pilot {
         (replicas.ceil() as u32).max(1)
     }
 
-    /// The live rule's decision, where it is due.
-    fn scale(&mut self, v: &View<'_>) -> Option<Decision> {
-        let direct = self.direct();
-        let Rule::Live { params, every } = &self.rule else { return None };
-        if !self.passed.is_multiple_of(*every) {
-            return None;
+    /// The live policy's second, and its decision where it is due.
+    fn scale(&mut self, v: &View<'_>) -> Option<Order> {
+        let own = self.own();
+        let permits = self.permits;
+        let changed = self.changed;
+        let Rule::Live { predictor, every, ready, .. } = &mut self.rule else { return None };
+        let mut snapshot = v.engine.snapshot(v.now, v.wall, v.engine.history());
+        if !own {
+            // its own permits, not those that the replicas allow
+            snapshot.limit = permits;
+            snapshot.since_change = changed.map(|at| v.now.since(at));
         }
-        let history = v.engine.history();
-        let mut snapshot = v.engine.snapshot(v.now, v.hour, &history);
-        if direct {
-            return Some(predict::plan(params, &snapshot));
+        *ready = predictor.tick(&snapshot);
+        let decision = self.passed.is_multiple_of(*every).then(|| predictor.plan(&snapshot));
+        if predictor.refit_due() {
+            predictor.refit();
         }
-        // its own permits, not those that the replicas allow
-        snapshot.limit = self.permits;
-        snapshot.since_change = self.changed.map(|at| v.now.since(at));
-        let mut decision = predict::plan(params, &snapshot);
-        if decision.applied && decision.to != self.permits {
+        let decision = decision?;
+        if own {
+            self.permits = decision.need;
+            return Some(Order::Install(decision));
+        }
+        if decision.applied && decision.to != permits {
             self.permits = decision.to;
             self.changed = Some(v.now);
         }
-        decision.to = self.limit();
-        Some(decision)
+        Some(self.limit())
     }
 
-    /// A decision that brings the engine's limit to what is wanted and taken, if it is not there.
-    fn told(&self, now: MonoTime, engine: &Engine, reason: Reason) -> Option<Decision> {
-        let (from, to) = (engine.status().limit, self.limit());
-        (from != to).then(|| Decision {
-            at: now,
-            direction: if to > from { Direction::Up } else { Direction::Down },
-            reason,
-            from,
-            to,
-            need: self.permits,
-            requests_per_minute: 0.0,
-            confidence: 1.0,
-            queued: 0,
-            utilisation: 0.0,
-            applied: true,
-            since_change: Duration::ZERO,
-        })
+    /// Permits that the last decision found necessary.
+    pub(in crate::simulate) fn need(&self) -> u32 {
+        self.permits
     }
 }

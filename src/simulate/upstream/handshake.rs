@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::chance::{hash, unit};
 use crate::policy::units::MonoTime;
-use crate::simulate::chance::Chance;
 use crate::simulate::request::Request;
 use crate::simulate::upstream::service::{LAST, Schedule, Time, seconds};
 use crate::simulate::upstream::{Id, Sign, Upstream, Wanted};
@@ -58,15 +58,15 @@ impl Handshake {
         }
     }
 
-    fn handshake(&self, chance: &mut Chance) -> Duration {
+    fn handshake(&self, n: u64, step: u64) -> Duration {
         let (least, most) = (self.params.least.as_secs_f64(), self.params.most.as_secs_f64());
-        seconds(least + chance.uniform() * (most - least))
+        seconds(least + unit(hash(self.seed, n, step)) * (most - least))
     }
 
     fn open(&mut self, now: MonoTime, replaces: Option<MonoTime>) {
         self.opened += 1;
         // a stream of its own: what is opened in the background must not change what the requests draw
-        let took = self.handshake(&mut Chance::of(!self.seed, self.opened));
+        let took = self.handshake(self.opened, 2);
         let at = now + took;
         let place = self.opening.partition_point(|(other, _)| *other <= at);
         self.opening.insert(place, (at, replaces));
@@ -112,11 +112,7 @@ impl Upstream for Handshake {
         self.settle(now);
         let whole = self.params.time.of(self.seed, id, request);
         let warm = self.idle.pop_back().is_some();
-        let extra = if warm {
-            Duration::ZERO
-        } else {
-            self.handshake(&mut Chance::of(self.seed ^ 0x4a5d, id.into()))
-        };
+        let extra = if warm { Duration::ZERO } else { self.handshake(id.into(), 1) };
         self.busy += 1;
         self.schedule.open(id);
         self.schedule.push(now + extra + whole, LAST, id);

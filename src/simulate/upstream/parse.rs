@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::simulate::options::{Options, seconds};
 use crate::simulate::upstream::service::Time;
 use crate::simulate::upstream::{HandshakeParams, HostedParams, Law, Model, ReplicasParams, SlotsParams};
 
@@ -29,194 +30,129 @@ handshake:50ms-150ms,idle=60s         a connection that is not warm costs that; 
 /// What is wrong with it, for the person who wrote it.
 pub fn parse(text: &str) -> Result<Model, String> {
     let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
-    let mut words = Words::new(text, rest)?;
-    let model = match kind.trim() {
-        "constant" => Model::Service(Time::Constant(words.main().unwrap_or(Ok(Duration::from_millis(118)))?)),
-        "lognormal" => {
-            let mean = words.main().unwrap_or(Ok(Duration::from_millis(118)))?.as_secs_f64();
-            Model::Service(Time::Lognormal { mean, cv: words.number("cv", 0.10, 0.0, 10.0)? })
-        }
-        "llm" => {
-            let token = words.main().unwrap_or(Ok(Duration::from_millis(20)))?.as_secs_f64();
-            Model::Service(Time::Tokens { token, prefill: words.number("prefill", 20_000.0, 1e-3, 1e12)? })
-        }
-        "hosted" => Model::Hosted(hosted(&mut words)?),
-        "batch" => {
-            let slots = words.count("slots", 32)?;
-            Model::Batch(law(&mut words, Law::reference(slots))?)
-        }
-        "replicas" => Model::Replicas(replicas(&mut words)?),
-        "slots" => {
-            Model::Slots(SlotsParams { start: words.time("start", 30_000)?, time: words.lognormal()? })
-        }
-        "handshake" => Model::Handshake(handshake(&mut words)?),
-        other => return Err(format!("{text}: there is no upstream model `{other}`; there are:\n{HELP}")),
+    // the first value may come without its key
+    let first = match kind.trim() {
+        "constant" | "lognormal" => "mean",
+        "llm" => "token",
+        "handshake" => "takes",
+        _ => "",
     };
-    words.done(kind)?;
+    let keyed = rest.split(',').next().is_some_and(|part| part.contains('=') || part.trim().is_empty());
+    let spelled = if keyed || first.is_empty() { text.to_owned() } else { format!("{kind}:{first}={rest}") };
+    let mut o = Options::parse(&spelled)?;
+    let model = match o.name() {
+        "constant" => Model::Service(Time::Constant(time(&mut o, "mean", 0.118)?)),
+        "lognormal" => Model::Service(lognormal(&mut o)?),
+        "llm" => Model::Service(tokens(&mut o)?),
+        "hosted" => Model::Hosted(hosted(&mut o)?),
+        "batch" => {
+            let slots = o.whole("slots", 1, MOST)?.unwrap_or(32);
+            Model::Batch(law(&mut o, Law::reference(slots))?)
+        }
+        "replicas" => Model::Replicas(replicas(&mut o)?),
+        "slots" => {
+            Model::Slots(SlotsParams { start: time(&mut o, "start", 30.0)?, time: lognormal(&mut o)? })
+        }
+        "handshake" => Model::Handshake(handshake(&mut o)?),
+        other => return Err(format!("there is no upstream model `{other}`; there are:\n{HELP}")),
+    };
+    o.finish()?;
     Ok(model)
 }
 
-fn hosted(words: &mut Words<'_>) -> Result<HostedParams, String> {
-    let rpm = words.number("rpm", 600.0, 1e-3, 1e9)?;
-    let reference = HostedParams::reference(rpm);
-    let tokens = Time::Tokens {
-        token: words.time("token", 20)?.as_secs_f64(),
-        prefill: words.number("prefill", 20_000.0, 1e-3, 1e12)?,
-    };
-    Ok(HostedParams {
-        time: if words.has("time") { Time::Constant(words.time("time", 118)?) } else { tokens },
-        burst: words.number("burst", 20.0, 1.0, 1e9)?,
-        tpm: if words.has("tpm") { Some(words.number("tpm", 0.0, 1e-3, 1e12)?) } else { None },
-        other: words.number("other", 0.0, 0.0, 0.999)?,
-        hidden: if words.has("hidden") { Some(words.count("hidden", 0)?) } else { None },
-        refuse: words.time("refuse", 50)?,
-        cost: words.number("cost", 0.25, 0.0, 1.0)?,
-        headers: match words.take("headers") {
-            None | Some("on") => true,
-            Some("off") => false,
-            Some(other) => return Err(format!("headers={other}: on or off")),
-        },
-        ..reference
-    })
+const MOST: u32 = 100_000;
+
+fn time(o: &mut Options<'_>, key: &'static str, default: f64) -> Result<Duration, String> {
+    Ok(Duration::from_secs_f64(o.seconds(key)?.unwrap_or(default)))
 }
 
-fn law(words: &mut Words<'_>, default: Law) -> Result<Law, String> {
+fn positive(o: &mut Options<'_>, key: &'static str, default: f64) -> Result<f64, String> {
+    match o.number(key, 1e12)?.unwrap_or(default) {
+        n if n > 0.0 => Ok(n),
+        n => Err(format!("{}: {key}={n} is not above 0", o.name())),
+    }
+}
+
+fn lognormal(o: &mut Options<'_>) -> Result<Time, String> {
+    let mean = time(o, "mean", 0.118)?.as_secs_f64();
+    Ok(Time::Lognormal { mean, cv: o.number("cv", 10.0)?.unwrap_or(0.10) })
+}
+
+fn tokens(o: &mut Options<'_>) -> Result<Time, String> {
+    let token = time(o, "token", 0.020)?.as_secs_f64();
+    Ok(Time::Tokens { token, prefill: positive(o, "prefill", 20_000.0)? })
+}
+
+fn hosted(o: &mut Options<'_>) -> Result<HostedParams, String> {
+    let reference = HostedParams::reference(positive(o, "rpm", 600.0)?);
+    let tokens = tokens(o)?;
+    let whole = o.seconds("time")?.map(Duration::from_secs_f64);
+    let params = HostedParams {
+        time: whole.map_or(tokens, Time::Constant),
+        burst: positive(o, "burst", reference.burst)?.max(1.0),
+        tpm: o.number("tpm", 1e12)?,
+        other: o.number("other", 0.999)?.unwrap_or(0.0),
+        hidden: o.whole("hidden", 1, MOST)?,
+        refuse: time(o, "refuse", 0.050)?,
+        cost: o.number("cost", 1.0)?.unwrap_or(reference.cost),
+        headers: match o.text("headers") {
+            None | Some("on" | "true") => true,
+            Some("off" | "false") => false,
+            Some(other) => return Err(format!("hosted: headers={other} is not on or off")),
+        },
+        ..reference
+    };
+    if params.tpm.is_some_and(|tpm| tpm <= 0.0) {
+        return Err("hosted: tpm=0 is not above 0".into());
+    }
+    Ok(params)
+}
+
+fn law(o: &mut Options<'_>, default: Law) -> Result<Law, String> {
+    let Time::Tokens { token, prefill } = tokens(o)? else { return Ok(default) };
     let law = Law {
         slots: default.slots,
-        knee: words.count("knee", default.knee)?,
-        floor: words.count("floor", default.floor)?,
-        worst: words.number("worst", default.worst, 0.01, 1.0)?,
-        run: words.count("run", default.run)?,
-        token: words.time("token", 20)?.as_secs_f64(),
-        prefill: words.number("prefill", default.prefill, 1e-3, 1e12)?,
+        knee: o.whole("knee", 1, MOST)?.unwrap_or(default.knee),
+        floor: o.whole("floor", 1, MOST)?.unwrap_or(default.floor),
+        worst: positive(o, "worst", default.worst)?.min(1.0),
+        run: o.whole("run", 1, MOST)?.unwrap_or(default.run),
+        token,
+        prefill,
     };
     if law.knee < law.slots || law.floor < law.knee {
-        return Err(format!("slots={} knee={} floor={}: they must not fall", law.slots, law.knee, law.floor));
+        let Law { slots, knee, floor, .. } = law;
+        return Err(format!("{}: slots={slots}, knee={knee}, floor={floor} must not fall", o.name()));
     }
     Ok(law)
 }
 
-fn replicas(words: &mut Words<'_>) -> Result<ReplicasParams, String> {
-    let start = words.time("start", 30_000)?;
-    let reference = ReplicasParams::reference(start);
-    let slots = words.count("slots", reference.law.slots)?;
-    let law = law(words, Law { run: 4 * slots, ..Law::reference(slots) })?;
+fn replicas(o: &mut Options<'_>) -> Result<ReplicasParams, String> {
+    let reference = ReplicasParams::reference(time(o, "start", 30.0)?);
+    let slots = o.whole("slots", 1, MOST)?.unwrap_or(reference.law.slots);
     Ok(ReplicasParams {
-        law,
-        start,
-        per: words.count("per", 2 * slots)?,
-        first: words.count("initial", reference.first)?,
-        most: words.count("max", reference.most)?,
+        law: law(o, Law { run: slots.saturating_mul(4), ..Law::reference(slots) })?,
+        per: o.whole("per", 1, MOST)?.unwrap_or(slots.saturating_mul(2)),
+        first: o.whole("initial", 1, MOST)?.unwrap_or(reference.first),
+        most: o.whole("max", 1, MOST)?.unwrap_or(reference.most),
+        ..reference
     })
 }
 
-fn handshake(words: &mut Words<'_>) -> Result<HandshakeParams, String> {
-    let (least, most) = match words.take("") {
-        None => (Duration::from_millis(50), Duration::from_millis(150)),
-        Some(span) => match span.split_once('-') {
-            Some((least, most)) => (duration(least)?, duration(most)?),
-            None => (duration(span)?, duration(span)?),
-        },
+fn handshake(o: &mut Options<'_>) -> Result<HandshakeParams, String> {
+    let takes = o.text("takes").unwrap_or("50ms-150ms");
+    let (least, most) = takes.split_once('-').unwrap_or((takes, takes));
+    let (Some(least), Some(most)) = (seconds(least), seconds(most)) else {
+        return Err(format!("handshake: {takes} is not a span like 100ms, or two like 50ms-150ms"));
     };
     if most < least {
-        return Err("a handshake's span must not fall: 50ms-150ms".into());
+        return Err(format!("handshake: {takes} must not fall"));
     }
-    Ok(HandshakeParams { least, most, idle: words.time("idle", 60_000)?, time: words.lognormal()? })
-}
-
-/// The values of a model or a policy, each taken once.
-pub(in crate::simulate) struct Words<'a> {
-    text: &'a str,
-    pairs: Vec<(&'a str, &'a str)>,
-}
-
-impl<'a> Words<'a> {
-    pub(in crate::simulate) fn new(text: &'a str, rest: &'a str) -> Result<Self, String> {
-        let mut pairs: Vec<(&str, &str)> = Vec::new();
-        for part in rest.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let (key, value) = part.split_once('=').unwrap_or(("", part));
-            if pairs.iter().any(|(known, _)| *known == key) {
-                return Err(format!("{text}: `{part}` says again what was said"));
-            }
-            pairs.push((key.trim(), value.trim()));
-        }
-        Ok(Self { text, pairs })
-    }
-
-    pub(in crate::simulate) fn has(&self, key: &str) -> bool {
-        self.pairs.iter().any(|(known, _)| *known == key)
-    }
-
-    pub(in crate::simulate) fn take(&mut self, key: &str) -> Option<&'a str> {
-        let at = self.pairs.iter().position(|(known, _)| *known == key)?;
-        Some(self.pairs.swap_remove(at).1)
-    }
-
-    /// The value without a key.
-    fn main(&mut self) -> Option<Result<Duration, String>> {
-        self.take("").map(duration)
-    }
-
-    pub(in crate::simulate) fn time(&mut self, key: &str, default_ms: u64) -> Result<Duration, String> {
-        self.take(key).map_or(Ok(Duration::from_millis(default_ms)), |v| {
-            duration(v).map_err(|why| format!("{}: {key}={why}", self.text))
-        })
-    }
-
-    pub(in crate::simulate) fn number(
-        &mut self,
-        key: &str,
-        default: f64,
-        least: f64,
-        most: f64,
-    ) -> Result<f64, String> {
-        let Some(value) = self.take(key) else { return Ok(default) };
-        match value.parse::<f64>() {
-            Ok(n) if (least..=most).contains(&n) => Ok(n),
-            _ => Err(format!("{}: {key}={value}: must be a number from {least} to {most}", self.text)),
-        }
-    }
-
-    pub(in crate::simulate) fn count(&mut self, key: &str, default: u32) -> Result<u32, String> {
-        let Some(value) = self.take(key) else { return Ok(default) };
-        match value.parse::<u32>() {
-            Ok(n) if (1..=100_000).contains(&n) => Ok(n),
-            _ => Err(format!("{}: {key}={value}: must be a whole number from 1 to 100000", self.text)),
-        }
-    }
-
-    fn lognormal(&mut self) -> Result<Time, String> {
-        let mean = self.time("mean", 118)?.as_secs_f64();
-        Ok(Time::Lognormal { mean, cv: self.number("cv", 0.10, 0.0, 10.0)? })
-    }
-
-    /// Nothing is left that nobody asked for.
-    pub(in crate::simulate) fn done(&self, kind: &str) -> Result<(), String> {
-        match self.pairs.first() {
-            None => Ok(()),
-            Some((key, value)) => {
-                Err(format!("{}: `{kind}` has no `{}`", self.text, if key.is_empty() { value } else { key }))
-            }
-        }
-    }
-}
-
-/// `118ms`, `30s`, `2m`, `1h`.
-pub(in crate::simulate) fn duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &text[digits.len()..] {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("{text}: must be a time like 118ms, 30s, 2m, 1h")),
-    };
-    match digits.parse::<f64>() {
-        Ok(n) if n >= 0.0 && n * unit <= 1e9 => Ok(Duration::from_secs_f64(n * unit)),
-        _ => Err(format!("{text}: must be a time like 118ms, 30s, 2m, 1h")),
-    }
+    Ok(HandshakeParams {
+        least: Duration::from_secs_f64(least),
+        most: Duration::from_secs_f64(most),
+        idle: time(o, "idle", 60.0)?,
+        time: lognormal(o)?,
+    })
 }
 
 #[cfg(test)]
@@ -244,14 +180,15 @@ mod tests {
     fn a_fault_is_named() {
         for (text, word) in [
             ("cloud:3", "there is no upstream model `cloud`"),
-            ("constant:118", "must be a time like"),
-            ("batch:slots=0", "slots=0: must be a whole number from 1"),
+            ("constant:fast", "mean=fast is not a span like"),
+            ("batch:slots=0", "slots=0 is not a whole number from 1"),
             ("batch:slots=32,knee=8", "must not fall"),
-            ("hosted:rpm=NaN", "rpm=NaN: must be a number"),
-            ("hosted:rps=3", "`hosted` has no `rps`"),
-            ("slots:start=1s,start=2s", "says again"),
+            ("hosted:rpm=NaN", "rpm=NaN is not a number"),
+            ("hosted:rps=3", "unknown option `rps`"),
+            ("slots:start=1s,start=2s", "given twice"),
             ("handshake:150ms-50ms", "must not fall"),
             ("hosted:headers=no", "on or off"),
+            ("hosted:tpm=0", "not above 0"),
         ] {
             let why = parse(text).unwrap_err();
             assert!(why.contains(word), "{text}: {why}");

@@ -7,8 +7,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use crate::chance::{SplitMix64, hash};
 use crate::policy::units::MonoTime;
-use crate::simulate::chance::{Chance, sigma_of};
 use crate::simulate::request::Request;
 use crate::simulate::upstream::{Id, Sign, Upstream};
 
@@ -40,7 +40,12 @@ impl Time {
         match *self {
             Self::Constant(time) => time,
             Self::Lognormal { mean, cv } => {
-                seconds(Chance::of(seed, id.into()).lognormal(mean, sigma_of(cv)))
+                {
+                    // mean = median · exp(σ² / 2), cv² = exp(σ²) − 1
+                    let square = (cv * cv).ln_1p();
+                    let median = mean * (-square / 2.0).exp();
+                    seconds(SplitMix64::new(hash(seed, id.into(), 0)).lognormal(median, square.sqrt()))
+                }
             }
             Self::Tokens { token, prefill } => {
                 seconds(f64::from(request.prompt) / prefill + f64::from(request.output.max(1)) * token)
