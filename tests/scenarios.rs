@@ -70,6 +70,7 @@ scenarios!(
     drain_under_load,
     flapping_upstream,
     overload_with_deadlines,
+    predictive,
     resize_storm,
     shadow_mode,
     slow_upstream,

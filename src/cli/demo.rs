@@ -45,8 +45,8 @@ pub(super) struct Options {
     /// Tokens of an answer whose request does not say.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     tokens: u32,
-    /// Scaling policy: fixed, reactive or article.
-    #[arg(long, default_value = "reactive")]
+    /// Scaling policy: predictive, fixed, reactive or article.
+    #[arg(long, default_value = "predictive")]
     policy: String,
     /// Sends a burst, prints a live line each second, then a summary, and ends.
     #[arg(long)]

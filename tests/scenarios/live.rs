@@ -21,7 +21,7 @@ use tidegate::demo::wire::InMemory;
 use tidegate::demo::{Law, Load, SimulatedLlm, Stats, Workload};
 use tidegate::listener::{self, Serving};
 use tidegate::policy::engine::Status;
-use tidegate::policy::predict::{Decision, Wall};
+use tidegate::policy::predict::{Decision, Reason, Wall};
 use tidegate::policy::supply::Transition;
 use tidegate::policy::units::MonoTime;
 use tidegate::proxy::{self, Memory, Parts, Report, Tunnels};
@@ -64,6 +64,8 @@ pub(crate) struct Run {
     pub(crate) busy_connections: usize,
     pub(crate) initial_permits: u32,
     pub(crate) decisions: Vec<Decision>,
+    /// Moves of the limit between two decisions: to where, and why.
+    pub(crate) moves: Vec<(u32, Reason)>,
     pub(crate) transitions: Vec<Transition>,
     pub(crate) status: Status,
     /// The page that Prometheus would scrape at the end.
@@ -111,11 +113,14 @@ pub(crate) async fn run(plan: Plan) -> Run {
 
     let decisions = Arc::new(Mutex::new(Vec::new()));
     let transitions = Arc::new(Mutex::new(Vec::new()));
-    let (decided, turned) = (decisions.clone(), transitions.clone());
+    let moves = Arc::new(Mutex::new(Vec::new()));
+    let (decided, turned, moved) = (decisions.clone(), transitions.clone(), moves.clone());
     let gate = app::gate(&config, clock, &telemetry, &upstream, move |report| match report {
         Report::Decided(decision) => decided.lock().expect("no panic under it").push(decision.clone()),
         Report::Breaker(transition) => turned.lock().expect("no panic under it").push(*transition),
-        Report::Resized { .. } => {}
+        Report::Resized { to, reason, .. } => {
+            moved.lock().expect("no panic under it").push((*to, *reason));
+        }
     });
     let initial_permits = gate.status().limit;
 
@@ -186,6 +191,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
         busy_connections: upstream.connections().1,
         initial_permits,
         decisions,
+        moves: std::mem::take(&mut *moves.lock().expect("no panic under it")),
         transitions,
         status: gate.status(),
         metrics,

@@ -59,6 +59,8 @@ pub(crate) fn measure(run: &Run) -> Measured {
         let n = run.decisions.iter().filter(|d| d.reason == reason).count();
         put(&format!("decisions.{}", reason.as_str()), n as f64);
     }
+    let conserving = run.moves.iter().filter(|(_, reason)| *reason == Reason::WorkConserving).count();
+    put("decisions.work_conserving", conserving as f64);
     let turned = |from: Option<BreakerState>, to| {
         run.transitions.iter().filter(|t| t.to == to && from.is_none_or(|f| f == t.from)).count() as f64
     };
@@ -74,7 +76,8 @@ pub(crate) fn measure(run: &Run) -> Measured {
 /// Every limit that was ever in force.
 fn limits(run: &Run) -> Vec<u32> {
     let applied = run.decisions.iter().filter(|d| d.applied).map(|d| d.to);
-    std::iter::once(run.initial_permits).chain(applied).collect()
+    let moved = run.moves.iter().map(|(to, _)| *to);
+    std::iter::once(run.initial_permits).chain(applied).chain(moved).collect()
 }
 
 fn of_clients(m: &mut Measured, prefix: &str, records: &[&Record]) {
@@ -195,7 +198,7 @@ pub(crate) fn laws(run: &Run, m: &Measured) -> Vec<Violation> {
         low - sent / 1000.0,
         high,
     );
-    let made = run.decisions.len() as f64;
+    let made = (run.decisions.len() + run.moves.len()) as f64;
     within("tidegate_scale_decisions_total", page("tidegate_scale_decisions_total", &[]), made, made);
     within("tidegate_in_flight", page("tidegate_in_flight", &[]), 0.0, 0.0);
     within("tidegate_queue_requests", page("tidegate_queue_requests", &[]), 0.0, 0.0);
