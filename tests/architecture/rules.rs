@@ -118,7 +118,7 @@ fn folders(source: &Source) -> Findings {
 }
 
 /// Crates that decide nothing and reach nowhere.
-const PURE_CRATES: [&str; 5] = ["serde", "thiserror", "augurs_ets", "jiff", "croner"];
+const PURE_CRATES: [&str; 6] = ["serde", "thiserror", "augurs_ets", "jiff", "croner", "chrono"];
 /// Parts of the standard library without an outside.
 const PURE_STD: [&str; 35] = [
     "array",

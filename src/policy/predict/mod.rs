@@ -6,6 +6,7 @@
 //! request.
 
 mod article;
+mod calendar;
 mod confidence;
 mod decide;
 pub mod forecast;
@@ -15,6 +16,7 @@ mod predictor;
 mod report;
 mod service;
 
+pub use calendar::{Baseline, Calendar, Foreseen, Window, WindowParams};
 pub use decide::{Snapshot, Wall, interval};
 pub use history::{History, Second};
 pub use params::{ArticleWindow, Mode, Params, PolicyKind};
