@@ -20,7 +20,11 @@ fn setting(line: &str) -> Option<&str> {
 
 /// The file with everything in it that is commented out.
 fn full() -> String {
-    DEFAULT.lines().map(|line| setting(line).unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    let bare = |line: &'static str| match line.strip_prefix("# ").filter(|rest| rest.starts_with("[[")) {
+        Some(header) => header,
+        None => setting(line).unwrap_or(line),
+    };
+    DEFAULT.lines().map(bare).collect::<Vec<_>>().join("\n")
 }
 
 fn environment(pairs: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {

@@ -6,6 +6,7 @@
 //! `app` and `cli` call it; they alone see the whole [`Config`].
 
 mod faults;
+mod foresight;
 mod nearest;
 mod reader;
 mod secret;
@@ -458,6 +459,43 @@ b = 2
             &[one("[scaling]\nmax_permits = \"many\"\nmin_permits = 2000")],
             &["t.toml:5: scaling.max_permits: "],
         );
+    }
+
+    #[test]
+    fn the_calendar_is_a_list_whose_faults_have_their_lines() {
+        let good = good(
+            "[[predict.calendar]]\ncron = \"0 9 * * 1-5\"\nfactor = 2\ntime_zone = \"Europe/Berlin\"\n\
+             [[predict.calendar]]\ncron = \"0 0 * * *\"\nfloor_rpm = 60",
+        );
+        // 2026-07-06 is a Monday; 07:00Z is 09:00 in Berlin
+        let at = |unix| {
+            let f = good.scaling.calendar.foreseen(unix, std::time::Duration::ZERO);
+            (f.factor, f.floor_rpm)
+        };
+        assert_eq!(at(1_783_321_200), (2.0, 0.0));
+        assert_eq!(at(1_783_296_000), (1.0, 60.0));
+        let faults = bad(
+            &format!(
+                "{UPSTREAM}[[predict.calendar]]\ncron = \"9\"\nduration = \"1s\"\ntime_zone = \"Mars\"\n\
+                 [[predict.calendar]]\nfactor = -1\n"
+            ),
+            &[],
+        );
+        begins(
+            &faults,
+            &[
+                "t.toml:5: predict.calendar.0.cron: must have five fields",
+                "t.toml:6: predict.calendar.0.duration: must be between 1m and 7 days",
+                "t.toml:7: predict.calendar.0.time_zone: \"Mars\" is no time zone",
+                "t.toml:8: predict.calendar.1.cron: is missing",
+                "t.toml:9: predict.calendar.1.factor: must be above 0",
+            ],
+        );
+        begins(
+            &[one("[predict.calendar]\ncron = \"0 0 * * *\"")],
+            &["t.toml:4: predict.calendar: is a list"],
+        );
+        begins(&[one("[predict]\nbaseline = \"9: 1\"")], &["t.toml:5: predict.baseline: `9: 1`"]);
     }
 
     #[test]

@@ -19,8 +19,8 @@ use crate::policy::units::Invalid;
 
 /// Begins the name of every variable that is ours.
 const PREFIX: &str = "TIDEGATE_";
-/// The one list of tables.
-pub(super) const LIST: &str = "upstream";
+/// The lists of tables.
+pub(super) const LISTS: [&str; 2] = ["upstream", "predict.calendar"];
 /// No section lies deeper. What does is unknown anyway, and a recursion needs an end.
 const DEEPEST: usize = 8;
 
@@ -80,9 +80,9 @@ impl Reader {
                 self.table(&path, table, line_of, depth + 1);
                 return;
             }
-            DeValue::Array(items) if path == LIST => {
+            DeValue::Array(items) if LISTS.contains(&path.as_str()) => {
                 for (i, item) in items.iter().enumerate() {
-                    // The header of `[[upstream]]` has one key for all items, so each item's own span tells its line.
+                    // The header of a `[[list]]` has one key for all items, so each item's own span tells its line.
                     self.value(format!("{path}.{i}"), line_of(item.span().start), item, line_of, depth + 1);
                 }
                 return;

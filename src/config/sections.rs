@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
+use super::foresight;
 use super::reader::Reader;
 use super::upstream::{self, Vault, leads_back};
 use super::values::{self, Value, choice};
@@ -188,6 +189,8 @@ fn scaling(r: &mut Reader) -> predict::Params {
         horizon: r.take("predict.horizon", values::duration).unwrap_or(d.horizon),
         quantile: r.take("predict.quantile", values::fraction).unwrap_or(d.quantile),
         confidence: r.take("predict.confidence", values::fraction).unwrap_or(d.confidence),
+        calendar: foresight::calendar(r),
+        baseline: r.take("predict.baseline", foresight::baseline).unwrap_or(d.baseline),
         article_window: r.take("scaling.article.window", article_window).unwrap_or(d.article_window),
         article_emergency,
     };

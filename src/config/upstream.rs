@@ -8,10 +8,12 @@ use std::path::Path;
 use hyper::Uri;
 
 use super::faults::Place;
-use super::reader::{LIST, Reader};
+use super::reader::Reader;
 use super::secret::{self, Found};
 use super::values::{self, Value};
 use crate::upstream::{Params, Secret};
+
+const LIST: &str = "upstream";
 
 /// What a reference to a secret may look into.
 pub(super) struct Vault<'a> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::policy::predict::{Baseline, Calendar};
 use crate::policy::units::{Invalid, checked};
 
 /// The rule that turns what was seen into a permit count.
@@ -80,6 +81,10 @@ pub struct Params {
     pub quantile: f64,
     /// `predictive`: how probable it must be that a decision is right, in [0.5, 1).
     pub confidence: f64,
+    /// `predictive`: windows in which demand will be different.
+    pub calendar: Calendar,
+    /// `predictive`: demand by hour of the day, until there is an hour of history.
+    pub baseline: Baseline,
     /// The article's window.
     pub article_window: ArticleWindow,
     /// What the article's rule jumps to when its queue is long.
@@ -115,6 +120,8 @@ impl Params {
             horizon: Duration::from_secs(60),
             quantile: 0.95,
             confidence: 0.85,
+            calendar: Calendar::default(),
+            baseline: Baseline::default(),
             article_window: ArticleWindow::Requests(300),
             article_emergency: 150,
         }

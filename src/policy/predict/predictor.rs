@@ -15,7 +15,7 @@ use crate::policy::predict::confidence::Threshold;
 use crate::policy::predict::forecast::{Forecast, Forecaster};
 use crate::policy::predict::service::ServiceTime;
 use crate::policy::predict::{
-    Decision, Direction, Mode, Outlook, Params, PolicyKind, Ready, Reason, Second, Snapshot, decide,
+    Decision, Direction, Foreseen, Mode, Outlook, Params, PolicyKind, Ready, Reason, Second, Snapshot, decide,
 };
 use crate::policy::units::MonoTime;
 
@@ -30,6 +30,8 @@ const HIGH_WATER_HALF_LIFE: f64 = 300.0;
 const SILENCE: Duration = Duration::from_secs(3600);
 /// A mean wait above this is one that the threshold learns from.
 const LONG_WAIT: f64 = 1.0;
+/// Minutes of history from which on the configured baseline says nothing any more.
+const BASELINE_MINUTES: usize = 60;
 /// Watched seconds below which a minute says too little to count.
 const WATCHED: u32 = 30;
 /// Seconds whose absence is worth telling the forecaster of: its memory.
@@ -62,6 +64,8 @@ pub struct Predictor {
     last_arrival: Option<u64>,
     /// Rate that the fast path saw, requests per second, and until when it is the plan.
     hot: (f64, MonoTime),
+    /// What the calendar says, and the minute it was asked in.
+    foreseen: (i64, Foreseen),
     /// Rate that the last plan reckoned with, requests per second.
     planned_rate: f64,
     confidence: f64,
@@ -83,6 +87,7 @@ impl Predictor {
             high_water: 0.0,
             last_arrival: None,
             hot: (0.0, MonoTime::ZERO),
+            foreseen: (i64::MIN, Foreseen { factor: 1.0, floor_rpm: 0.0 }),
             planned_rate: 0.0,
             confidence: 0.0,
             ready: Ready::default(),
@@ -98,6 +103,7 @@ impl Predictor {
         }
         self.absorb(s);
         self.watch(s);
+        self.look_ahead(s);
         let rate = self.rate(s, self.params.warm_up);
         let a = rate * self.service.mean();
         let idle =
@@ -207,19 +213,33 @@ impl Predictor {
         }
     }
 
+    /// Asks the calendar, once a minute.
+    fn look_ahead(&mut self, s: &Snapshot<'_>) {
+        let minute = s.wall.unix.div_euclid(60);
+        if self.foreseen.0 != minute && !self.params.calendar.is_empty() {
+            let horizon = self.params.horizon.max(self.params.warm_up) + Duration::from_secs(60);
+            self.foreseen = (minute, self.params.calendar.foreseen(s.wall.unix, horizon));
+        }
+    }
+
     /// Requests per second to be ready for over the next `span`.
     fn rate(&self, s: &Snapshot<'_>, span: Duration) -> f64 {
         let hot = if s.at < self.hot.1 { self.hot.0 } else { 0.0 };
         self.expected(s, span).max(hot)
     }
 
-    /// The forecast's quantile over the next `span`; what was measured while there is no forecast yet.
+    /// The forecast's quantile over the next `span` (what was measured while there is no forecast yet), and what
+    /// the operator knows better.
     fn expected(&self, s: &Snapshot<'_>, span: Duration) -> f64 {
         let forecast = self
             .within(s, span)
             .map(|f| f.quantile(self.params.quantile) / 60.0)
             .fold(None, |most: Option<f64>, rate| Some(most.map_or(rate, |m| m.max(rate))));
-        forecast.unwrap_or_else(|| decide::arrivals_per_second(s.history, 60))
+        let rate = forecast.unwrap_or_else(|| decide::arrivals_per_second(s.history, 60));
+        let unknown = self.forecaster.minutes() < BASELINE_MINUTES;
+        let baseline = if unknown { self.params.baseline.rpm(s.wall.hour) } else { 0.0 };
+        let Foreseen { factor, floor_rpm } = self.foreseen.1;
+        (rate * factor).max(floor_rpm.max(baseline) / 60.0)
     }
 
     /// The forecasts of the minutes that the next `span` touches.
@@ -240,7 +260,7 @@ impl Predictor {
         // demand measured in requests at the upstream, so that permits and forecast can be compared
         let limit = f64::from(s.limit);
         let exceeds = |permits: f64| {
-            let per_minute = permits / work.max(1e-9) * 60.0;
+            let per_minute = permits / work.max(1e-9) * 60.0 / self.foreseen.1.factor;
             self.within(s, p.horizon).map(|f| f.exceeds(per_minute)).fold(0.0, f64::max)
         };
         let (more, less) =
