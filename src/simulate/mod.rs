@@ -14,6 +14,7 @@ pub mod options;
 mod outcome;
 mod play;
 pub mod policy;
+pub mod report;
 mod request;
 mod setup;
 pub mod trace;
