@@ -13,7 +13,9 @@ pub mod forecast;
 mod history;
 mod params;
 mod predictor;
+pub mod replicas;
 mod report;
+pub mod season;
 mod service;
 
 pub use calendar::{Baseline, Calendar, Foreseen, Window, WindowParams};
