@@ -5,7 +5,7 @@
 //! [`Ticket`] that still waits is cancelled by dropping the future that waits for it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -45,12 +45,15 @@ pub struct Refused {
 
 type Verdict = Result<Permit, Refused>;
 
+type Watcher = Box<dyn Fn(MonoTime, &Effect) + Send + Sync>;
+
 /// The engine, its lock, and those who wait for it.
 pub struct Gate {
     inner: Mutex<Inner>,
     clock: Clock,
     timer: Notify,
     observer: Box<dyn Fn(Report) + Send + Sync>,
+    watcher: OnceLock<Watcher>,
 }
 
 struct Inner {
@@ -83,7 +86,14 @@ impl Gate {
             clock,
             timer: Notify::new(),
             observer: Box::new(observer),
+            watcher: OnceLock::new(),
         })
+    }
+
+    /// Hears of every effect of the engine from now on, under its lock: for tests that hold a simulation to this
+    /// gate. The first watcher stays.
+    pub fn watch(&self, watcher: impl Fn(MonoTime, &Effect) + Send + Sync + 'static) {
+        drop(self.watcher.set(Box::new(watcher)));
     }
 
     /// Waits for a permit, or for the reason why there is none. `waiting` is called if it has to wait.
@@ -201,7 +211,11 @@ impl Gate {
         after: &mut After,
     ) -> Option<Verdict> {
         let mut effects = std::mem::take(&mut inner.effects);
-        inner.engine.on(self.clock.now(), event, &mut effects);
+        let now = self.clock.now();
+        inner.engine.on(now, event, &mut effects);
+        if let Some(watcher) = self.watcher.get() {
+            effects.iter().for_each(|effect| watcher(now, effect));
+        }
         let mut verdict = None;
         for effect in effects.drain(..) {
             let (ticket, answer) = match effect {

@@ -101,7 +101,7 @@ impl<'a> Play<'a> {
         let params = engine::Params {
             admission: setup.queue.clone(),
             scaling: pilot.params(),
-            ..engine::Params::default()
+            breaker: setup.breaker.clone(),
         };
         let engine = Engine::new(params, MonoTime::ZERO);
         let limit = engine.status().limit;

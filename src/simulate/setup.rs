@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::policy::admission;
+use crate::policy::supply::BreakerParams;
 use crate::policy::units::MonoTime;
 use crate::simulate::client::{Clients, Measure, Slo};
 use crate::simulate::request::Request;
@@ -22,6 +23,8 @@ pub struct Setup<'a> {
     pub slo: Slo,
     /// The gate's queue.
     pub queue: admission::Params,
+    /// The gate's breaker.
+    pub breaker: BreakerParams,
     /// What the table is about.
     pub measure: Measure,
     /// The beginning on the wall, seconds since 1970-01-01T00:00:00Z; days are UTC's.
@@ -48,6 +51,7 @@ impl<'a> Setup<'a> {
             clients: Clients { patience: Some(Duration::from_secs(patience)), ..Clients::default() },
             slo,
             queue: admission::Params::default(),
+            breaker: BreakerParams::default(),
             measure: Measure {
                 from: MonoTime::ZERO + workload.learn,
                 to: MonoTime::ZERO + workload.length,

@@ -20,7 +20,7 @@ use tidegate::demo::report::Record;
 use tidegate::demo::wire::InMemory;
 use tidegate::demo::{Law, Load, SimulatedLlm, Stats, Workload};
 use tidegate::listener::{self, Serving};
-use tidegate::policy::engine::Status;
+use tidegate::policy::engine::{Effect, Status};
 use tidegate::policy::predict::{Decision, Reason, Wall};
 use tidegate::policy::supply::Transition;
 use tidegate::policy::units::MonoTime;
@@ -70,6 +70,9 @@ pub(crate) struct Run {
     pub(crate) status: Status,
     /// The page that Prometheus would scrape at the end.
     pub(crate) metrics: String,
+    /// Every effect of the engine, and when.
+    #[allow(dead_code, reason = "the equivalence test reads it, the scenarios do not")]
+    pub(crate) effects: Vec<(MonoTime, Effect)>,
     /// From the drain's begin to the last connection's end.
     pub(crate) drained: Option<Duration>,
 }
@@ -122,6 +125,9 @@ pub(crate) async fn run(plan: Plan) -> Run {
             moved.lock().expect("no panic under it").push((*to, *reason));
         }
     });
+    let effects = Arc::new(Mutex::new(Vec::new()));
+    let heard = effects.clone();
+    gate.watch(move |now, effect| heard.lock().expect("no panic under it").push((now, effect.clone())));
     let initial_permits = gate.status().limit;
 
     let proxy = Proxy {
@@ -148,7 +154,10 @@ pub(crate) async fn run(plan: Plan) -> Run {
 
     let mut background = JoinSet::new();
     background.spawn(gate.clone().run_timer());
-    let wall = move || Wall { unix: i64::from(hour) * 3600, hour };
+    let wall = move || {
+        let unix = i64::from(hour) * 3600;
+        Wall { unix: unix.saturating_add_unsigned(clock.now().as_secs()), hour }
+    };
     background.spawn(app::keep_time(
         gate.clone(),
         upstream.clone(),
@@ -193,6 +202,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
         decisions,
         moves: std::mem::take(&mut *moves.lock().expect("no panic under it")),
         transitions,
+        effects: std::mem::take(&mut *effects.lock().expect("no panic under it")),
         status: gate.status(),
         metrics,
         drained,
