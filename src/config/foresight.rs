@@ -2,13 +2,26 @@
 
 use super::reader::Reader;
 use super::values::{self, Value};
-use crate::policy::predict::{Baseline, Calendar, WindowParams};
+use crate::policy::predict::{Baseline, Calendar, ReplicaParams, WindowParams};
 
 const LIST: &str = "predict.calendar";
 
 /// `"9-18: 200, 0-24: 20"`.
 pub(super) fn baseline(value: &Value) -> Result<Baseline, String> {
     Baseline::parse(&values::string(value)?)
+}
+
+/// `[predict.replicas]`.
+pub(super) fn replicas(r: &mut Reader) -> ReplicaParams {
+    let d = ReplicaParams::default();
+    let params = ReplicaParams {
+        start: r.take("predict.replicas.start", values::duration).unwrap_or(d.start),
+        per_replica: r.take("predict.replicas.per_replica", values::fraction),
+        headroom: r.take("predict.replicas.headroom", values::fraction).unwrap_or(d.headroom),
+        min: r.take("predict.replicas.min", values::count).unwrap_or(d.min),
+        max: r.take("predict.replicas.max", values::count).unwrap_or(d.max),
+    };
+    r.check(&["predict.replicas"], params, ReplicaParams::try_new)
 }
 
 /// The windows of `[[predict.calendar]]`, numbered from 0.

@@ -190,6 +190,7 @@ fn scaling(r: &mut Reader) -> predict::Params {
         quantile: r.take("predict.quantile", values::fraction).unwrap_or(d.quantile),
         confidence: r.take("predict.confidence", values::fraction).unwrap_or(d.confidence),
         calendar: foresight::calendar(r),
+        replicas: foresight::replicas(r),
         baseline: r.take("predict.baseline", foresight::baseline).unwrap_or(d.baseline),
         article_window: r.take("scaling.article.window", article_window).unwrap_or(d.article_window),
         article_emergency,

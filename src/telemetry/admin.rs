@@ -1,4 +1,5 @@
-//! The admin service: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever runs the process.
+//! The admin service: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever runs the process, and
+//! `/replicas` for whoever scales the model servers.
 //!
 //! It runs on an address of its own, so that nobody who may send requests can read the metrics, and so
 //! that a proxy with no connection to spare still answers for itself. `app` accepts the connections.
@@ -25,7 +26,8 @@ use crate::telemetry::{Readiness, Telemetry};
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
-const PATHS: &str = "not found; there are /metrics, /healthz and /readyz\n";
+const JSON_TYPE: &str = "application/json";
+const PATHS: &str = "not found; there are /metrics, /healthz, /readyz and /replicas\n";
 
 /// Answers the admin paths. Bodies of requests are ignored.
 #[derive(Clone)]
@@ -42,7 +44,7 @@ impl Admin {
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
+        if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/replicas") {
             return text(StatusCode::NOT_FOUND, TEXT_TYPE, PATHS);
         }
         if !matches!(*method, Method::GET | Method::HEAD) {
@@ -53,6 +55,8 @@ impl Admin {
         }
         match path {
             "/metrics" => self.metrics(),
+            // it says no more than the metrics do
+            "/replicas" => text(StatusCode::OK, JSON_TYPE, self.telemetry.replicas()),
             "/healthz" => text(StatusCode::OK, TEXT_TYPE, "ok\n"),
             _ => {
                 let readiness = self.telemetry.readiness();
@@ -112,7 +116,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::policy::predict::{Decision, Direction, Reason};
+    use crate::policy::predict::{Decision, Desired, Direction, Ready, Reason};
     use crate::policy::supply::{BreakerState, Transition};
     use crate::policy::units::MonoTime;
     use crate::telemetry::gate::tests::status;
@@ -142,6 +146,31 @@ mod tests {
 
     async fn get(admin: &Admin, path: &str) -> String {
         exchange(admin.clone(), &format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn desired_replicas_where_keda_looks_for_them() {
+        let (telemetry, admin) = telemetry(Clock::start());
+        assert!(
+            get(&admin, "/replicas").await.ends_with("\r\n\r\n{\"groups\":{}}\n"),
+            "nobody has said a word"
+        );
+        let desired = Desired { replicas: 3, reason: "season", per_replica: 16.0 };
+        telemetry.ready("default", Ready { connections: 9, replicas: Some(desired) });
+        let answer = get(&admin, "/replicas").await;
+        assert!(answer.contains("content-type: application/json\r\n"), "{answer}");
+        let body = answer.rsplit("\r\n\r\n").next().unwrap();
+        let json: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(json["groups"]["default"]["desired_replicas"], 3);
+        assert_eq!(json["groups"]["default"]["reason"], "season");
+        let page = get(&admin, "/metrics").await;
+        for line in [
+            "tidegate_desired_replicas{group=\"default\"} 3\n",
+            "tidegate_replica_capacity{group=\"default\"} 16\n",
+            "tidegate_desired_connections{group=\"default\"} 9\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in {page}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

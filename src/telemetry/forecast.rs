@@ -34,6 +34,23 @@ impl Forecasts {
         }
     }
 
+    /// How many replicas each group asks for, as KEDA's `metrics-api` trigger reads it:
+    /// `valueLocation: groups.default.desired_replicas`.
+    pub(super) fn replicas(&self) -> String {
+        let said = self.lock();
+        let groups = said.iter().filter_map(|(group, said)| {
+            let d = said.ready.replicas?;
+            let desired = serde_json::json!({
+                "desired_replicas": d.replicas,
+                "reason": d.reason,
+                "per_replica": d.per_replica,
+            });
+            Some((group.clone(), desired))
+        });
+        let groups: serde_json::Map<_, _> = groups.collect();
+        format!("{}\n", serde_json::json!({ "groups": groups }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Said>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,6 +65,10 @@ pub(super) struct ForecastCollector {
     anomaly: Family,
     service: Family,
     minutes: Family,
+    season: Family,
+    replicas: Family,
+    per_replica: Family,
+    warm: Family,
 }
 
 impl ForecastCollector {
@@ -94,6 +115,27 @@ impl ForecastCollector {
                 "Minutes of demand that the predictor has watched.",
                 &["group"],
             )?,
+            season: Family::gauge(
+                "tidegate_season_period_seconds",
+                "Period of the season that leads, 0 while none does, from the predictor.",
+                &["group"],
+            )?,
+            replicas: Family::gauge(
+                "tidegate_desired_replicas",
+                "Replicas of the model server that the load of the next start-up time needs, from the predictor: \
+                 for KEDA's prometheus trigger or an HPA.",
+                &["group"],
+            )?,
+            per_replica: Family::gauge(
+                "tidegate_replica_capacity",
+                "Requests in flight that one replica is reckoned to carry, set or learned, from the predictor.",
+                &["group"],
+            )?,
+            warm: Family::gauge(
+                "tidegate_desired_connections",
+                "Upstream connections that should be open, those in use included, from the predictor.",
+                &["group"],
+            )?,
         })
     }
 }
@@ -108,6 +150,10 @@ impl Collector for ForecastCollector {
             &self.anomaly,
             &self.service,
             &self.minutes,
+            &self.season,
+            &self.replicas,
+            &self.per_replica,
+            &self.warm,
         ]
         .map(Family::desc)
         .to_vec()
@@ -117,8 +163,14 @@ impl Collector for ForecastCollector {
         let said = self.said.lock().clone();
         let (mut demand, mut error, mut confidence) = (Vec::new(), Vec::new(), Vec::new());
         let (mut weight, mut anomaly, mut service) = (Vec::new(), Vec::new(), Vec::new());
-        let mut minutes = Vec::new();
+        let (mut minutes, mut season, mut warm) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut replicas, mut per_replica) = (Vec::new(), Vec::new());
         for (group, said) in &said {
+            if let Some(desired) = said.ready.replicas {
+                replicas.push(self.replicas.value(&[group], f64::from(desired.replicas)));
+                per_replica.push(self.per_replica.value(&[group], desired.per_replica));
+                warm.push(self.warm.value(&[group], f64::from(said.ready.connections)));
+            }
             let Some(o) = &said.outlook else { continue };
             let high = o.quantile.to_string();
             for (quantile, value) in [("0.05", o.low), ("0.5", o.centre), (high.as_str(), o.high)] {
@@ -139,6 +191,7 @@ impl Collector for ForecastCollector {
             anomaly.push(self.anomaly.value(&[group], o.anomaly));
             service.push(self.service.value(&[group], o.service));
             minutes.push(self.minutes.value(&[group], o.minutes as f64));
+            season.push(self.season.value(&[group], o.season.unwrap_or_default()));
         }
         vec![
             self.demand.with(demand),
@@ -148,6 +201,10 @@ impl Collector for ForecastCollector {
             self.anomaly.with(anomaly),
             self.service.with(service),
             self.minutes.with(minutes),
+            self.season.with(season),
+            self.replicas.with(replicas),
+            self.per_replica.with(per_replica),
+            self.warm.with(warm),
         ]
     }
 }

@@ -192,6 +192,10 @@ impl Telemetry {
             forecast_high = outlook.high,
             threshold = outlook.threshold,
             service_s = outlook.service,
+            season_s = outlook.season,
+            anomaly = outlook.anomaly,
+            warm_connections = outlook.ready.connections,
+            desired_replicas = outlook.ready.replicas.map(|d| d.replicas),
             since_change_s = d.since_change.as_secs_f64(),
             at_s = d.at.as_secs(),
             "scaling decision"
@@ -211,6 +215,11 @@ impl Telemetry {
     /// Takes note of what should be ready.
     pub fn ready(&self, group: &str, ready: Ready) {
         self.forecasts.ready(group, ready);
+    }
+
+    /// What each group asks for in replicas, as JSON.
+    pub(super) fn replicas(&self) -> String {
+        self.forecasts.replicas()
     }
 
     /// Counts and logs a breaker's change of state.

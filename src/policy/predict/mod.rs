@@ -13,9 +13,9 @@ pub mod forecast;
 mod history;
 mod params;
 mod predictor;
-pub mod replicas;
+mod replicas;
 mod report;
-pub mod season;
+mod season;
 mod service;
 
 pub use calendar::{Baseline, Calendar, Foreseen, Window, WindowParams};
@@ -23,4 +23,6 @@ pub use decide::{Snapshot, Wall, interval};
 pub use history::{History, Second};
 pub use params::{ArticleWindow, Mode, Params, PolicyKind};
 pub use predictor::{Predictor, STABLE_WINDOW};
+pub use replicas::{Desired, Load, ReplicaParams, Replicas, slots_for};
 pub use report::{Decision, Direction, Outlook, Ready, Reason};
+pub use season::Season;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::policy::predict::{Baseline, Calendar};
+use crate::policy::predict::{Baseline, Calendar, ReplicaParams};
 use crate::policy::units::{Invalid, checked};
 
 /// The rule that turns what was seen into a permit count.
@@ -85,6 +85,8 @@ pub struct Params {
     pub calendar: Calendar,
     /// `predictive`: demand by hour of the day, until there is an hour of history.
     pub baseline: Baseline,
+    /// `predictive`: what is known of the upstream's replicas.
+    pub replicas: ReplicaParams,
     /// The article's window.
     pub article_window: ArticleWindow,
     /// What the article's rule jumps to when its queue is long.
@@ -122,6 +124,7 @@ impl Params {
             confidence: 0.85,
             calendar: Calendar::default(),
             baseline: Baseline::default(),
+            replicas: ReplicaParams::default(),
             article_window: ArticleWindow::Requests(300),
             article_emergency: 150,
         }

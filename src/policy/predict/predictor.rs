@@ -15,7 +15,8 @@ use crate::policy::predict::confidence::Threshold;
 use crate::policy::predict::forecast::{Forecast, Forecaster};
 use crate::policy::predict::service::ServiceTime;
 use crate::policy::predict::{
-    Decision, Direction, Foreseen, Mode, Outlook, Params, PolicyKind, Ready, Reason, Second, Snapshot, decide,
+    Decision, Desired, Direction, Foreseen, Load, Mode, Outlook, Params, PolicyKind, Ready, Reason, Replicas,
+    Season, Second, Snapshot, decide,
 };
 use crate::policy::units::MonoTime;
 
@@ -58,7 +59,9 @@ pub struct Predictor {
     forecaster_minute: u64,
     /// Of the minutes after the last closed one.
     forecasts: Vec<Forecast>,
+    season: Season,
     service: ServiceTime,
+    replicas: Replicas,
     threshold: Threshold,
     high_water: f64,
     last_arrival: Option<u64>,
@@ -82,7 +85,9 @@ impl Predictor {
             forecaster: Forecaster::new(),
             forecaster_minute: u64::MAX,
             forecasts: Vec::new(),
+            season: Season::new(),
             service: ServiceTime::default(),
+            replicas: Replicas::new(params.replicas.clone()),
             threshold: Threshold::new(params.confidence),
             high_water: 0.0,
             last_arrival: None,
@@ -109,8 +114,25 @@ impl Predictor {
         let idle =
             rate * 60.0 < 0.5 && self.last_arrival.is_none_or(|at| s.at.as_secs() - at > SILENCE.as_secs());
         let warm = if idle { 0.0 } else { (a + 3.0 * a.sqrt() + 2.0).ceil().max(self.high_water.ceil()) };
-        self.ready = Ready { connections: (warm as u32).min(s.ceiling) };
+        self.ready = Ready { connections: (warm as u32).min(s.ceiling), replicas: Some(self.ask_for(s)) };
         self.ready
+    }
+
+    fn ask_for(&mut self, s: &Snapshot<'_>) -> Desired {
+        let start = self.params.replicas.horizon();
+        let (rate_60s, factor) = (decide::arrivals_per_second(s.history, 60), self.foreseen.1.factor);
+        let load = Load {
+            rate_6s: decide::arrivals_per_second(s.history, 6),
+            rate_60s,
+            in_flight: f64::from(s.in_flight),
+            queued: s.queued as f64,
+            work: self.service.unhindered().map_or(self.service.mean(), |w| w.min(self.service.mean())),
+            season: self.season.peak(0.0, start.as_secs_f64()),
+            forecast_q: self.announced(s).max(if factor > 1.0 { rate_60s * factor } else { 0.0 }),
+            ready: None,
+            slowdown: self.service.slowdown(),
+        };
+        self.replicas.desired(s.at, &load)
     }
 
     /// How many permits there should be, by the policy's rule. Call it each [`decide::interval`].
@@ -149,6 +171,7 @@ impl Predictor {
             weights: self.forecaster.weights(),
             anomaly: self.forecaster.anomaly_score(),
             minutes: self.forecaster.minutes(),
+            season: self.season.period(),
             ready: self.ready,
         })
     }
@@ -164,6 +187,8 @@ impl Predictor {
         }
         if !lost.is_empty() {
             self.high_water = 0.0;
+            // its phase would have to be guessed
+            self.season = Season::new();
         }
         let new = usize::try_from(end.saturating_sub(next.max(first))).unwrap_or(usize::MAX);
         let minutes = self.forecaster_minute;
@@ -181,11 +206,14 @@ impl Predictor {
         if !second.gap {
             self.minute.watched += 1;
             self.minute.arrivals += u64::from(second.arrivals);
+            self.season.second(Some(f64::from(second.arrivals)));
             self.service.second(second.flight_mean, second.finished);
             self.high_water = self.high_water.max(f64::from(second.flight_peak));
             if second.arrivals > 0 {
                 self.last_arrival = Some(index);
             }
+        } else {
+            self.season.second(None);
         }
         self.close(index);
     }
@@ -217,7 +245,8 @@ impl Predictor {
     fn look_ahead(&mut self, s: &Snapshot<'_>) {
         let minute = s.wall.unix.div_euclid(60);
         if self.foreseen.0 != minute && !self.params.calendar.is_empty() {
-            let horizon = self.params.horizon.max(self.params.warm_up) + Duration::from_secs(60);
+            let span = self.params.horizon.max(self.params.warm_up).max(self.params.replicas.horizon());
+            let horizon = span + Duration::from_secs(60);
             self.foreseen = (minute, self.params.calendar.foreseen(s.wall.unix, horizon));
         }
     }
@@ -236,10 +265,16 @@ impl Predictor {
             .map(|f| f.quantile(self.params.quantile) / 60.0)
             .fold(None, |most: Option<f64>, rate| Some(most.map_or(rate, |m| m.max(rate))));
         let rate = forecast.unwrap_or_else(|| decide::arrivals_per_second(s.history, 60));
+        let season = self.season.peak(0.0, span.as_secs_f64()).unwrap_or(0.0);
+        (rate.max(season) * self.foreseen.1.factor).max(self.announced(s))
+    }
+
+    /// What the operator announced, requests per second: the calendar's floor, and the baseline as long as there
+    /// is next to no history.
+    fn announced(&self, s: &Snapshot<'_>) -> f64 {
         let unknown = self.forecaster.minutes() < BASELINE_MINUTES;
         let baseline = if unknown { self.params.baseline.rpm(s.wall.hour) } else { 0.0 };
-        let Foreseen { factor, floor_rpm } = self.foreseen.1;
-        (rate * factor).max(floor_rpm.max(baseline) / 60.0)
+        self.foreseen.1.floor_rpm.max(baseline) / 60.0
     }
 
     /// The forecasts of the minutes that the next `span` touches.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::policy::predict::Desired;
 use crate::policy::predict::forecast::Errors;
 use crate::policy::units::MonoTime;
 
@@ -119,10 +120,12 @@ pub struct Decision {
 }
 
 /// What should be ready before it is needed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ready {
     /// Connections to the upstream, those in use included; 0: none are kept for their own sake.
     pub connections: u32,
+    /// Replicas of the model server; `None` under a policy that does not forecast.
+    pub replicas: Option<Desired>,
 }
 
 /// What the predictor knows about the minute that is running.
@@ -150,6 +153,8 @@ pub struct Outlook {
     pub anomaly: f64,
     /// Minutes of history.
     pub minutes: usize,
+    /// The period, in seconds, of a season that leads.
+    pub season: Option<f64>,
     /// What should be ready.
     pub ready: Ready,
 }

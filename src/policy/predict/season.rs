@@ -21,7 +21,7 @@ mod backtest;
 mod search;
 
 /// Length of a bin, seconds.
-pub const BIN: f64 = 5.0;
+pub(in crate::policy::predict) const BIN: f64 = 5.0;
 /// Bins kept: one day.
 const KEEP: usize = 17_280;
 /// A season leads while its loss is below this share of the best non-seasonal forecast's.

@@ -8,14 +8,26 @@
 //! quick. (It is the maximum-likelihood mean under censoring, for exponential times.) Cancelled requests
 //! count: they held their permit as well.
 
-/// Decayed sums of time in flight and of flights ended.
+use std::collections::VecDeque;
+
+/// Decayed sums of time in flight and of flights ended, and the means of single minutes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServiceTime {
     busy: f64,
     ended: f64,
+    /// Time in flight, flights ended and seconds of the minute that is running.
+    minute: (f64, f64, u32),
+    /// Means of the last minutes in which enough ended.
+    minutes: VecDeque<f64>,
 }
 
 const TAU: f64 = 300.0;
+/// Flights that must end in a minute before its mean says something.
+const ENOUGH: f64 = 20.0;
+/// Minutes remembered.
+const MINUTES: usize = 60;
+/// The share of them that is quicker than what counts as unhindered.
+const QUICK: f64 = 0.25;
 
 impl ServiceTime {
     /// One second in which `flight` requests were in flight on average and `ended` ended.
@@ -23,6 +35,31 @@ impl ServiceTime {
         let keep = (-1.0 / TAU).exp();
         self.busy = self.busy * keep + flight;
         self.ended = self.ended * keep + f64::from(ended);
+        let m = &mut self.minute;
+        *m = (m.0 + flight, m.1 + f64::from(ended), m.2 + 1);
+        if m.2 == 60 {
+            let (busy, ended, _) = std::mem::take(m);
+            if ended >= ENOUGH {
+                self.minutes.push_back(busy / ended);
+                if self.minutes.len() > MINUTES {
+                    self.minutes.pop_front();
+                }
+            }
+        }
+    }
+
+    /// What the mean is while the upstream is not hindered by load: the quicker quarter of the last minutes.
+    /// `None` before there are four.
+    pub(super) fn unhindered(&self) -> Option<f64> {
+        let mut means: Vec<f64> = self.minutes.iter().copied().collect();
+        means.sort_by(f64::total_cmp);
+        (means.len() >= 4).then(|| means.get((means.len() as f64 * QUICK) as usize).copied()).flatten()
+    }
+
+    /// How many times longer a request takes in the last minute than unhindered, at least 1.
+    pub(super) fn slowdown(&self) -> Option<f64> {
+        let last = self.minutes.back()?;
+        Some((last / self.unhindered()?.max(1e-9)).max(1.0))
     }
 
     /// Mean seconds in flight per request; 0 before the first.
@@ -45,6 +82,16 @@ mod tests {
         (0..30).for_each(|s| w.second(8.0 + 2.0 * f64::from(s), 0));
         assert!(w.mean() > 6.0, "{}", w.mean());
         assert_eq!(ServiceTime::default().mean(), 0.0);
+    }
+
+    #[test]
+    fn a_slowdown_is_seen_against_the_quicker_minutes() {
+        let mut w = ServiceTime::default();
+        (0..600).for_each(|_| w.second(8.0, 2));
+        assert_eq!((w.unhindered(), w.slowdown()), (Some(4.0), Some(1.0)));
+        (0..60).for_each(|_| w.second(24.0, 2));
+        assert_eq!((w.unhindered(), w.slowdown()), (Some(4.0), Some(3.0)));
+        assert_eq!(ServiceTime::default().slowdown(), None);
     }
 
     #[test]
