@@ -250,6 +250,8 @@ pub fn gate(
             draining: s.draining,
             connections_idle: idle,
             connections_active: active,
+            connections_target: upstream.warm(),
+            connects: upstream.connects().clone(),
         }
     });
     gate

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::app::{GROUP, Shared};
 use crate::clock;
-use crate::policy::predict::{self, Predictor, Wall};
+use crate::policy::predict::{self, Mode, Predictor, Ready, Wall};
+use crate::policy::supply::BreakerState;
 use crate::proxy::Gate;
 use crate::telemetry::Telemetry;
 use crate::upstream::Upstream;
@@ -44,6 +45,7 @@ pub async fn keep_time(
 ) {
     // counted, not timed: a tick that comes a moment early must not cost a whole second
     let every = predict::interval(&scaling).as_secs().max(1);
+    let acts = scaling.mode == Mode::Act;
     let mut predictor = Predictor::new(scaling);
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -52,12 +54,12 @@ pub async fn keep_time(
     loop {
         seconds.tick().await;
         gate.tick();
-        upstream.prune();
         passed += 1;
         let decide = passed % every == 0;
         let (ready, decision) = gate
             .consult(wall(), |snapshot| (predictor.tick(snapshot), decide.then(|| predictor.plan(snapshot))));
         telemetry.ready(GROUP, ready);
+        upstream.prepare(warm(&gate, ready, acts));
         if let Some(decision) = decision {
             gate.install(decision);
         }
@@ -65,6 +67,14 @@ pub async fn keep_time(
             predictor.refit();
         }
     }
+}
+
+/// Connections to have open: none before their time where the upstream fails, a drain has begun or the mode is
+/// to watch only.
+fn warm(gate: &Gate, ready: Ready, acts: bool) -> usize {
+    let status = gate.status();
+    let may = acts && !status.draining && status.breaker == BreakerState::Closed;
+    if may { usize::try_from(ready.connections).unwrap_or(usize::MAX) } else { 0 }
 }
 
 /// The time of day in the system's time zone.

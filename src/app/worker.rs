@@ -13,6 +13,7 @@ use crate::app::Shared;
 use crate::config::Config;
 use crate::listener::{Acceptor, Serving};
 use crate::proxy::{self, Parts};
+use crate::upstream::keep_warm;
 
 pub(super) struct Worker {
     socket: TcpListener,
@@ -69,6 +70,8 @@ impl Worker {
                     return shared.stop.now();
                 }
             };
+            let warm = keep_warm(shared.upstream.clone(), parts.worker);
+            serving.tasks.spawn(shared.drain.clone().run_until_cancelled_owned(warm));
             let acceptor = Acceptor { socket, connections: shared.connections.clone(), serving };
             let working = async {
                 // a fault of ours ends one request with an answer, not a connection without one

@@ -41,6 +41,8 @@ pub(super) fn read(reader: &mut Reader, vault: &Vault<'_>, warnings: &mut Vec<St
             .take("upstream.0.stream_idle_timeout", values::duration)
             .unwrap_or(d.stream_idle_timeout),
         idle_timeout: reader.take("upstream.0.idle_timeout", values::duration).unwrap_or(d.idle_timeout),
+        prewarm: reader.take("upstream.0.prewarm", values::boolean).unwrap_or(d.prewarm),
+        refresh: reader.take("upstream.0.refresh", values::duration).unwrap_or(d.refresh),
     };
     if described && !reader.is_set("upstream.0.base_url") && !reader.is_faulty("upstream.0.base_url") {
         // Falling back to a default here would send a forgotten line's traffic, keys and all, to somebody else.

@@ -12,6 +12,7 @@ use prometheus::proto::MetricFamily;
 use crate::policy::supply::BreakerState;
 use crate::policy::units::{MonoTime, Priority};
 use crate::telemetry::families::Family;
+use crate::telemetry::{ConnectReason, Connects};
 
 /// One group's state at one moment.
 #[derive(Clone, Debug)]
@@ -52,6 +53,10 @@ pub struct GateStatus {
     pub connections_idle: usize,
     /// Upstream connections that serve one.
     pub connections_active: usize,
+    /// Upstream connections that are to be open, idle and in use together; 0: as many as come about.
+    pub connections_target: usize,
+    /// How they came about.
+    pub connects: Arc<Connects>,
 }
 
 /// Whether requests should be sent here.
@@ -123,6 +128,10 @@ pub(super) struct GateCollector {
     stale: Family,
     breaker: Family,
     connections: Family,
+    target: Family,
+    connects: Family,
+    failures: Family,
+    connect_time: Family,
 }
 
 impl GateCollector {
@@ -171,6 +180,29 @@ impl GateCollector {
                 "Open connections to the upstream, from the pool.",
                 &["upstream", "state"],
             )?,
+            target: Family::gauge(
+                "tidegate_upstream_connections_target",
+                "Connections to the upstream that are to be open before they are needed, idle and active \
+                 together, from the predictor; 0 where none are opened ahead.",
+                &["upstream"],
+            )?,
+            connects: Family::counter(
+                "tidegate_upstream_connects_total",
+                "Connections made to the upstream, from the pool: because a request waited for one (demand), \
+                 ahead of need (prewarm), or in place of one that was unused (renew) or open (refresh) for \
+                 long enough.",
+                &["upstream", "reason"],
+            )?,
+            failures: Family::counter(
+                "tidegate_upstream_connect_failures_total",
+                "Connections to the upstream that could not be made, from the pool.",
+                &["upstream", "reason"],
+            )?,
+            connect_time: Family::histogram(
+                "tidegate_upstream_connect_seconds",
+                "Time to make a connection to the upstream, name look-up, TCP and TLS together, from the pool.",
+                &["upstream"],
+            )?,
         })
     }
 }
@@ -187,6 +219,10 @@ impl Collector for GateCollector {
             &self.stale,
             &self.breaker,
             &self.connections,
+            &self.target,
+            &self.connects,
+            &self.failures,
+            &self.connect_time,
         ]
         .map(Family::desc)
         .to_vec()
@@ -201,6 +237,8 @@ impl Collector for GateCollector {
         let (mut queue, mut bytes, mut in_flight) = (Vec::new(), Vec::new(), Vec::new());
         let (mut permits, mut breaker, mut connections) = (Vec::new(), Vec::new(), Vec::new());
         let mut stale = Vec::new();
+        let (mut target, mut connects, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        let mut connect_time = Vec::new();
         let mut upstreams = HashSet::new();
         for s in &all {
             for (priority, n) in Priority::ALL.into_iter().zip(s.queued) {
@@ -225,6 +263,14 @@ impl Collector for GateCollector {
             for (state, n) in [("idle", s.connections_idle), ("active", s.connections_active)] {
                 connections.push(self.connections.value(&[&s.upstream, state], n as f64));
             }
+            target.push(self.target.value(&[&s.upstream], s.connections_target as f64));
+            for reason in ConnectReason::ALL {
+                let (made, failed) = s.connects.count(reason);
+                let labels = [&s.upstream, reason.as_str()];
+                connects.push(self.connects.value(&labels, made as f64));
+                failures.push(self.failures.value(&labels, failed as f64));
+            }
+            connect_time.push(self.connect_time.buckets(&[&s.upstream], &s.connects.took()));
         }
         vec![
             self.queue_requests.with(queue),
@@ -236,6 +282,10 @@ impl Collector for GateCollector {
             self.stale.with(stale),
             self.breaker.with(breaker),
             self.connections.with(connections),
+            self.target.with(target),
+            self.connects.with(connects),
+            self.failures.with(failures),
+            self.connect_time.with(connect_time),
         ]
     }
 }
@@ -264,6 +314,8 @@ pub(super) mod tests {
             draining: false,
             connections_idle: 8,
             connections_active: 3,
+            connections_target: 12,
+            connects: Arc::default(),
         }
     }
 
@@ -304,5 +356,7 @@ pub(super) mod tests {
         assert!(text.contains("tidegate_queue_requests{group=\"default\",priority=\"normal\"} 5\n"));
         assert!(text.contains("tidegate_breaker_state{upstream=\"openai\",state=\"closed\"} 1\n"));
         assert!(text.contains("tidegate_breaker_state{upstream=\"openai\",state=\"open\"} 0\n"));
+        assert!(text.contains("tidegate_upstream_connections_target{upstream=\"openai\"} 12\n"));
+        assert!(text.contains("connects_total{upstream=\"openai\",reason=\"refresh\"} 0\n"));
     }
 }

@@ -10,6 +10,7 @@
 
 mod access_log;
 mod admin;
+mod connects;
 mod families;
 mod forecast;
 mod gate;
@@ -25,6 +26,7 @@ mod window;
 mod writer;
 
 pub use admin::{Admin, serve_connection};
+pub use connects::{ConnectReason, Connects};
 pub use gate::{GateStatus, Readiness};
 pub use hub::{Telemetry, TelemetryError, WorkerTelemetry};
 pub use labels::{ConnectionFault, Ended, Endpoint, REASONS};

@@ -29,7 +29,7 @@ pub(super) struct Buckets {
 }
 
 impl Buckets {
-    fn observe(&mut self, span: Duration) {
+    pub(super) fn observe(&mut self, span: Duration) {
         // A bound belongs to its bucket (`le`), hence whole milliseconds rounded up.
         let ms = u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         self.counts[BOUNDS_MS.partition_point(|bound| *bound < ms)] += 1;

@@ -16,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
 use tower::ServiceExt;
 
-use crate::upstream::{Params, SetupError, Target};
+use crate::telemetry::ConnectReason;
+use crate::upstream::{Fault, Params, SetupError, Target, Trace, Upstream};
 use crate::wire::poll_write_slices;
 
 /// A byte stream to an upstream.
@@ -101,6 +102,40 @@ impl Dial for Network {
                 }
             }
         })
+    }
+}
+
+impl Upstream {
+    /// A connection that a request waits for.
+    pub(super) async fn connect_now(&self, dial: &dyn Dial, trace: &mut Trace) -> Result<Box<dyn Io>, Fault> {
+        let (io, took) = self.connect(dial, ConnectReason::Demand).await?;
+        trace.connect = Some(took);
+        Ok(io)
+    }
+
+    /// A connection, and how long it took to make.
+    pub(super) async fn connect(
+        &self,
+        dial: &dyn Dial,
+        reason: ConnectReason,
+    ) -> Result<(Box<dyn Io>, Duration), Fault> {
+        let limit = self.params.connect_timeout;
+        let began = self.clock.now();
+        let dialled = match tokio::time::timeout(limit, dial.dial()).await {
+            Ok(dialled) => dialled.map_err(Fault::Connect),
+            Err(_) => Err(Fault::ConnectTimeout(limit)),
+        };
+        let took = self.clock.now().since(began);
+        match dialled {
+            Ok(io) => {
+                self.connects.opened(reason, took);
+                Ok((io, took))
+            }
+            Err(fault) => {
+                self.connects.failed(reason);
+                Err(fault)
+            }
+        }
     }
 }
 

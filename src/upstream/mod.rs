@@ -5,11 +5,14 @@
 //! half-read answer can reach another request. Called by `proxy/forward.rs` and by `cli probe`.
 
 mod body;
+mod card;
 mod connect;
 mod fault;
 mod headers;
+mod pace;
 mod params;
 mod pool;
+mod prewarm;
 mod send;
 mod target;
 
@@ -18,5 +21,6 @@ pub use connect::{Dial, Dialing, Io, Network};
 pub use fault::{Fault, Paused, SetupError};
 pub use headers::{clean_request, clean_response, is_upgrade};
 pub use params::{Params, Secret};
+pub use prewarm::keep_warm;
 pub use send::{Repeat, Trace, Upstream};
 pub use target::Target;

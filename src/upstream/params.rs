@@ -52,6 +52,10 @@ pub struct Params {
     pub stream_idle_timeout: Duration,
     /// How long an unused connection is kept: a little less than the upstream keeps it.
     pub idle_timeout: Duration,
+    /// Open connections before the requests come that need them.
+    pub prewarm: bool,
+    /// The age at which a connection has been replaced; zero: never because of its age.
+    pub refresh: Duration,
 }
 
 impl Default for Params {
@@ -66,6 +70,8 @@ impl Default for Params {
             first_byte_timeout: Duration::from_secs(600),
             stream_idle_timeout: Duration::from_secs(120),
             idle_timeout: Duration::from_secs(50),
+            prewarm: true,
+            refresh: Duration::from_secs(300),
         }
     }
 }
@@ -132,6 +138,9 @@ impl Params {
             if value.is_zero() {
                 faults.push(Invalid::new(key, "must be longer than 0s"));
             }
+        }
+        if !self.refresh.is_zero() && self.refresh < Duration::from_secs(10) {
+            faults.push(Invalid::new("refresh", "must be at least 10s, or 0s for never"));
         }
         checked(self, faults)
     }

@@ -2,10 +2,13 @@
 //!
 //! HTTP/1.1: one process-wide list of idle handles, a stack per worker. A worker takes its own first
 //! (no wake-up across threads), then, where a new one would cost a TLS handshake, another's; then it
-//! makes a new one. So no core keeps a cold pool of its own. HTTP/2: a few shared connections per worker, up to [`H2_STREAMS`] requests on each.
+//! makes a new one. So no core keeps a cold pool of its own. HTTP/2: a few shared connections per worker,
+//! up to [`H2_STREAMS`] requests on each.
+//!
+//! How many are to be open before anybody asks, and in place of which: `prewarm.rs`.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
@@ -13,36 +16,73 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use crate::clock::Clock;
 use crate::policy::units::MonoTime;
+use crate::upstream::card::{Card, Lifetime};
 use crate::upstream::connect::Joined;
+use crate::upstream::pace::YOUNG;
 use crate::upstream::{Io, Payload};
 
 /// Requests on one HTTP/2 connection: what servers commonly allow.
-const H2_STREAMS: usize = 100;
+pub(super) const H2_STREAMS: usize = 100;
 /// Heads larger than this are refused.
 const MAX_HEAD: usize = 64 << 10;
 
-struct Idle {
-    handle: http1::SendRequest<Payload>,
-    since: MonoTime,
+/// What the pool is to know of its upstream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub(super) lifetime: Lifetime,
+    /// Take another worker's idle connection before making a new one.
+    pub(super) steal: bool,
+    /// Requests share HTTP/2 connections.
+    pub(super) http2: bool,
 }
 
-struct Shared {
+pub(super) struct Idle {
+    pub(super) handle: http1::SendRequest<Payload>,
+    pub(super) since: MonoTime,
+    pub(super) card: Arc<Card>,
+}
+
+pub(super) struct Shared {
     handle: http2::SendRequest<Payload>,
     streams: Arc<AtomicUsize>,
     /// When it was last seen in use.
-    used: MonoTime,
+    pub(super) used: MonoTime,
+    pub(super) card: Arc<Card>,
+}
+
+/// What one worker drives.
+#[derive(Default)]
+pub(super) struct Home {
+    pub(super) idle: Vec<Idle>,
+    pub(super) shared: Vec<Shared>,
+    /// Every connection whose driver runs.
+    pub(super) cards: Vec<Arc<Card>>,
+    /// Connections in the making, ahead of need.
+    pub(super) opening: usize,
+    /// Unused ones that the upstream closed young, since somebody last asked.
+    pub(super) lost: u32,
+}
+
+/// Whom an HTTP/2 connection is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// One request; it ends with it.
+    One,
+    /// One request, and others may share it.
+    All,
+    /// Whoever comes.
+    Ahead,
 }
 
 /// The connections of one upstream.
 pub(super) struct Pool {
-    idle: Mutex<Vec<Vec<Idle>>>,
-    shared: Mutex<Vec<Vec<Shared>>>,
-    /// Connections whose driver runs.
-    open: Arc<AtomicUsize>,
-    idle_timeout: Duration,
-    /// Take another worker's idle connection before making a new one.
-    steal: bool,
-    clock: Clock,
+    pub(super) homes: Mutex<Vec<Home>>,
+    pub(super) rules: Rules,
+    /// How many requests there are to be connections for, over all workers.
+    pub(super) target: AtomicUsize,
+    /// Counts connections.
+    numbers: AtomicU64,
+    pub(super) clock: Clock,
 }
 
 /// Adds one to a count for as long as it lives.
@@ -61,59 +101,84 @@ impl Drop for Counted {
     }
 }
 
+/// A connection's place on its worker's list, until its driver has ended.
+struct Listed {
+    // weak: the pool's handles keep the driver going, so the driver must not keep the pool
+    pool: Weak<Pool>,
+    card: Arc<Card>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        let young = pool.clock.now().since(self.card.made) < YOUNG;
+        let mut homes = lock(&pool.homes);
+        let Some(home) = homes.get_mut(self.card.home) else { return };
+        home.cards.retain(|card| !Arc::ptr_eq(card, &self.card));
+        if young && !self.card.was_used() && !self.card.is_retired() {
+            home.lost += 1;
+        }
+    }
+}
+
 /// A connection in use by one request. Dropped, it is closed (HTTP/1.1) or its stream ends (HTTP/2).
 pub(super) enum Lease {
-    Http1 { pool: Arc<Pool>, worker: usize, handle: http1::SendRequest<Payload> },
+    Http1 { pool: Arc<Pool>, handle: http1::SendRequest<Payload>, card: Arc<Card> },
     Http2 { _stream: Counted },
 }
 
 impl Lease {
     /// The answer was read to its end: the connection may serve another request.
     pub(super) fn give_back(self) {
-        if let Self::Http1 { pool, worker, handle } = self
+        if let Self::Http1 { pool, handle, card } = self
             && !handle.is_closed()
         {
-            let since = pool.clock.now();
-            if let Some(stack) = lock(&pool.idle).get_mut(worker) {
-                stack.push(Idle { handle, since });
-            }
+            pool.put(handle, card);
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // nothing under these locks can stop half-way; the list behind a poisoned lock is still a list
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // nothing under this lock can stop half-way; the list behind a poisoned lock is still a list
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Shared {
+    pub(super) fn is_unused(&self) -> bool {
+        !self.handle.is_closed() && self.streams.load(Ordering::Relaxed) == 0
+    }
+}
+
 impl Pool {
-    pub(super) fn new(workers: usize, idle_timeout: Duration, steal: bool, clock: Clock) -> Arc<Self> {
-        let empty = |_| Vec::new();
+    pub(super) fn new(workers: usize, rules: Rules, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
-            idle: Mutex::new((0..workers).map(empty).collect()),
-            shared: Mutex::new((0..workers).map(|_| Vec::new()).collect()),
-            open: Arc::default(),
-            idle_timeout,
-            steal,
+            homes: Mutex::new((0..workers).map(|_| Home::default()).collect()),
+            rules,
+            target: AtomicUsize::new(0),
+            numbers: AtomicU64::new(0),
             clock,
         })
     }
 
     /// An idle HTTP/1.1 connection that was alive when last looked at.
-    pub(super) fn checkout(&self, worker: usize) -> Option<http1::SendRequest<Payload>> {
-        let oldest = self.clock.now() - self.idle_timeout;
-        let mut idle = lock(&self.idle);
-        let workers = idle.len();
-        for offset in 0..if self.steal { workers } else { 1 } {
-            let stack = idle.get_mut((worker + offset) % workers)?;
+    pub(super) fn checkout(&self, worker: usize) -> Option<(http1::SendRequest<Payload>, Arc<Card>)> {
+        let oldest = self.clock.now() - self.rules.lifetime.idle_timeout;
+        let mut homes = lock(&self.homes);
+        let workers = homes.len();
+        for offset in 0..if self.rules.steal { workers } else { 1 } {
+            let stack = &mut homes.get_mut((worker + offset) % workers)?.idle;
             let mut at = stack.len();
             while at > 0 {
                 at -= 1;
                 let entry = stack.get(at)?;
-                if entry.handle.is_closed() || entry.since < oldest {
+                if entry.handle.is_closed() {
                     stack.remove(at);
+                } else if entry.since < oldest {
+                    stack.remove(at).card.retire();
                 } else if entry.handle.is_ready() {
-                    return Some(stack.remove(at).handle);
+                    let taken = stack.remove(at);
+                    taken.card.set_used();
+                    return Some((taken.handle, taken.card));
                 }
                 // not ready: its driver has not yet run since the last answer ended
             }
@@ -121,35 +186,53 @@ impl Pool {
         None
     }
 
+    /// An HTTP/1.1 connection that waits for a request from now on: on the stack of the worker that drives
+    /// it, whoever used it. One that is old is closed instead, if there are enough without it.
+    pub(super) fn put(&self, handle: http1::SendRequest<Payload>, card: Arc<Card>) {
+        let since = self.clock.now();
+        let mut homes = lock(&self.homes);
+        if card.is_retired() || (card.is_old(since) && self.spare(&homes, card.home) > 0) {
+            card.retire();
+        } else if let Some(home) = homes.get_mut(card.home) {
+            home.idle.push(Idle { handle, since, card });
+        }
+    }
+
     /// A place on an open HTTP/2 connection of this worker.
     pub(super) fn share(&self, worker: usize) -> Option<(http2::SendRequest<Payload>, Lease)> {
-        let mut shared = lock(&self.shared);
-        let list = shared.get_mut(worker)?;
+        let now = self.clock.now();
+        let mut homes = lock(&self.homes);
+        let list = &mut homes.get_mut(worker)?.shared;
         list.retain(|c| !c.handle.is_closed());
-        let c = list.iter().find(|c| c.streams.load(Ordering::Relaxed) < H2_STREAMS)?;
+        // the newest first, as with a stack: the older ones become unused and may end
+        let c = list.iter_mut().rev().find(|c| c.streams.load(Ordering::Relaxed) < H2_STREAMS)?;
+        c.used = now;
+        c.card.set_used();
         Some((c.handle.clone(), Lease::Http2 { _stream: Counted::new(&c.streams) }))
     }
 
     /// Makes an HTTP/1.1 connection of `io` and drives it on this worker.
     pub(super) async fn open_http1(
-        &self,
+        self: &Arc<Self>,
+        worker: usize,
         io: Box<dyn Io>,
-    ) -> Result<http1::SendRequest<Payload>, hyper::Error> {
+    ) -> Result<(http1::SendRequest<Payload>, Arc<Card>), hyper::Error> {
         let (handle, driver) = http1::Builder::new()
             .max_header_size(MAX_HEAD)
             .handshake::<_, Payload>(TokioIo::new(Joined(io)))
             .await?;
-        drive(driver.with_upgrades(), Counted::new(&self.open));
-        Ok(handle)
+        // beside an HTTP/2 upstream it is a tunnel's, and nobody else's
+        let card = self.list(worker, !self.rules.http2);
+        drive(driver.with_upgrades(), Listed { pool: Arc::downgrade(self), card: card.clone() });
+        Ok((handle, card))
     }
 
-    /// Makes an HTTP/2 connection of `io` and drives it on this worker. With `offer` others may share it;
-    /// without, it ends with its one request.
+    /// Makes an HTTP/2 connection of `io` and drives it on this worker.
     pub(super) async fn open_http2(
-        &self,
+        self: &Arc<Self>,
         worker: usize,
         io: Box<dyn Io>,
-        offer: bool,
+        purpose: Purpose,
     ) -> Result<(http2::SendRequest<Payload>, Lease), hyper::Error> {
         let (handle, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -159,38 +242,79 @@ impl Pool {
             .max_header_list_size(MAX_HEAD as u32)
             .handshake::<_, Payload>(TokioIo::new(Joined(io)))
             .await?;
-        drive(driver, Counted::new(&self.open));
+        let offer = purpose != Purpose::One;
+        let card = self.list(worker, offer);
+        if purpose != Purpose::Ahead {
+            card.set_used();
+        }
+        drive(driver, Listed { pool: Arc::downgrade(self), card: card.clone() });
         let streams = Arc::new(AtomicUsize::new(0));
         let lease = Lease::Http2 { _stream: Counted::new(&streams) };
-        if offer && let Some(list) = lock(&self.shared).get_mut(worker) {
-            list.push(Shared { handle: handle.clone(), streams, used: self.clock.now() });
+        if offer && let Some(home) = lock(&self.homes).get_mut(worker) {
+            home.shared.push(Shared { handle: handle.clone(), streams, used: self.clock.now(), card });
         }
         Ok((handle, lease))
     }
 
-    /// Closes what has been idle for too long.
+    /// Lists a new connection of this worker. One that nobody is to use again does not count as ready.
+    fn list(&self, worker: usize, ready: bool) -> Arc<Card> {
+        let card = Card::new(worker, &self.rules.lifetime, &self.numbers, self.clock.now());
+        if !ready {
+            card.retire();
+        }
+        if let Some(home) = lock(&self.homes).get_mut(worker) {
+            home.cards.push(card.clone());
+        }
+        card
+    }
+
+    /// Closes what has been idle for too long, and what is old and no longer needed.
     pub(super) fn prune(&self) {
-        let oldest = self.clock.now() - self.idle_timeout;
-        for stack in lock(&self.idle).iter_mut() {
-            stack.retain(|entry| !entry.handle.is_closed() && entry.since >= oldest);
-        }
         let now = self.clock.now();
-        for list in lock(&self.shared).iter_mut() {
-            list.retain_mut(|c| {
-                if c.streams.load(Ordering::Relaxed) > 0 {
-                    c.used = now;
+        let oldest = now - self.rules.lifetime.idle_timeout;
+        // dropped after the lock is gone: each wakes a driver
+        let mut ended = (Vec::new(), Vec::new());
+        let mut homes = lock(&self.homes);
+        let late = |closed: bool, since: MonoTime, card: &Card| {
+            if !closed && since < oldest {
+                card.retire();
+            }
+            closed || since < oldest
+        };
+        for worker in 0..homes.len() {
+            let Some(home) = homes.get_mut(worker) else { continue };
+            ended.0.extend(home.idle.extract_if(.., |c| late(c.handle.is_closed(), c.since, &c.card)));
+            for c in home.shared.iter_mut().filter(|c| c.streams.load(Ordering::Relaxed) > 0) {
+                c.used = now;
+            }
+            ended.1.extend(home.shared.extract_if(.., |c| late(c.handle.is_closed(), c.used, &c.card)));
+            let mut spare = self.spare(&homes, worker);
+            let mut goes = |card: &Card| {
+                let goes = spare > 0 && card.is_old(now);
+                if goes {
+                    spare -= 1;
+                    card.retire();
                 }
-                !c.handle.is_closed() && c.used >= oldest
-            });
+                goes
+            };
+            let Some(home) = homes.get_mut(worker) else { continue };
+            ended.0.extend(home.idle.extract_if(.., |c| goes(&c.card)));
+            // its streams go on to their ends
+            ended.1.extend(home.shared.extract_if(.., |c| goes(&c.card)));
         }
+        drop(homes);
     }
 
     /// Open connections: idle and in use.
     pub(super) fn counts(&self) -> (usize, usize) {
-        let unused = |c: &&Shared| c.streams.load(Ordering::Relaxed) == 0;
-        let idle = lock(&self.idle).iter().map(Vec::len).sum::<usize>()
-            + lock(&self.shared).iter().flatten().filter(unused).count();
-        (idle, self.open.load(Ordering::Relaxed).saturating_sub(idle))
+        let homes = lock(&self.homes);
+        let idle = |home: &Home| {
+            home.idle.iter().filter(|c| !c.handle.is_closed()).count()
+                + home.shared.iter().filter(|c| c.is_unused()).count()
+        };
+        let idle = homes.iter().map(idle).sum::<usize>();
+        let open = homes.iter().map(|home| home.cards.len()).sum::<usize>();
+        (idle, open.saturating_sub(idle))
     }
 }
 
@@ -199,11 +323,11 @@ impl Pool {
     clippy::disallowed_methods,
     reason = "the pool's connection driver is one of the four that may spawn"
 )]
-fn drive(driver: impl Future<Output = hyper::Result<()>> + Send + 'static, open: Counted) {
+fn drive(driver: impl Future<Output = hyper::Result<()>> + Send + 'static, listed: Listed) {
     tokio::spawn(async move {
         if let Err(error) = driver.await {
             tracing::debug!(%error, "upstream connection ended");
         }
-        drop(open);
+        drop(listed);
     });
 }

@@ -11,9 +11,11 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::telemetry::Connects;
 use crate::upstream::body::Progress;
+use crate::upstream::card::Lifetime;
 use crate::upstream::headers::join_cookies;
-use crate::upstream::pool::{Lease, Pool};
+use crate::upstream::pool::{Lease, Pool, Purpose, Rules};
 use crate::upstream::{Dial, Fault, Network, Params, Payload, ReplyBody, SetupError, Target, clean_response};
 
 /// Interim (1xx) responses to one request that are put up with.
@@ -45,14 +47,17 @@ pub struct Upstream {
     name: Arc<str>,
     target: Target,
     key: Option<HeaderValue>,
-    params: Params,
-    dial: Box<dyn Dial>,
+    pub(super) params: Params,
+    pub(super) dial: Box<dyn Dial>,
     /// For upgrades, where they cannot go over what `dial` makes.
     dial_tunnels: Option<Box<dyn Dial>>,
-    pool: Arc<Pool>,
-    clock: Clock,
+    pub(super) pool: Arc<Pool>,
+    pub(super) clock: Clock,
     /// Held by whoever makes a worker's first HTTP/2 connection, so that a burst does not make a hundred.
-    opening: Vec<tokio::sync::Mutex<()>>,
+    pub(super) opening: Vec<tokio::sync::Mutex<()>>,
+    /// Has each worker look at its connections.
+    pub(super) word: Vec<Notify>,
+    pub(super) connects: Arc<Connects>,
 }
 
 impl Upstream {
@@ -101,22 +106,24 @@ impl Upstream {
                 Some(value)
             }
         };
+        let rules = Rules {
+            lifetime: Lifetime { idle_timeout: params.idle_timeout, refresh: params.refresh },
+            // a new TCP connection is cheaper than waking another thread for every chunk
+            steal: params.base_url.scheme_str() == Some("https") && !params.http2,
+            http2: params.http2,
+        };
         Ok(Arc::new(Self {
             name: params.name.as_str().into(),
             target: Target::new(&params.base_url)?,
             key,
-            pool: Pool::new(
-                workers,
-                params.idle_timeout,
-                // a new TCP connection is cheaper than waking another thread for every chunk
-                params.base_url.scheme_str() == Some("https"),
-                clock,
-            ),
+            pool: Pool::new(workers, rules, clock),
             params,
             dial,
             dial_tunnels,
             clock,
             opening: (0..workers).map(|_| tokio::sync::Mutex::new(())).collect(),
+            word: (0..workers).map(|_| Notify::new()).collect(),
+            connects: Arc::default(),
         }))
     }
 
@@ -136,17 +143,6 @@ impl Upstream {
     #[must_use]
     pub fn params(&self) -> &Params {
         &self.params
-    }
-
-    /// Open connections: idle and in use.
-    #[must_use]
-    pub fn connections(&self) -> (usize, usize) {
-        self.pool.counts()
-    }
-
-    /// Closes connections that have been idle for too long. Called every second.
-    pub fn prune(&self) {
-        self.pool.prune();
     }
 
     /// Sends a request and waits for its response's head.
@@ -266,12 +262,15 @@ impl Upstream {
         let pooled = if reuse { self.pool.checkout(worker) } else { None };
         let reused = pooled.is_some();
         let fail = |fault| (fault, reused);
-        let mut handle = match pooled {
-            Some(handle) => handle,
+        let (mut handle, card) = match pooled {
+            Some(pooled) => pooled,
             None => {
                 let dial = self.dial_tunnels.as_ref().filter(|_| upgrade).unwrap_or(&self.dial);
-                let io = self.connect(&**dial, trace).await.map_err(fail)?;
-                self.pool.open_http1(io).await.map_err(|e| fail(Fault::before_head(e)))?
+                let io = self.connect_now(&**dial, trace).await.map_err(fail)?;
+                let opened = self.pool.open_http1(worker, io).await;
+                let (handle, card) = opened.map_err(|e| fail(Fault::before_head(e)))?;
+                card.set_used();
+                (handle, card)
             }
         };
         trace.attempts += 1;
@@ -291,7 +290,7 @@ impl Upstream {
         if interim.0.load(Ordering::Relaxed) > MAX_INTERIM {
             return Err(fail(Fault::Unacceptable("too many interim responses")));
         }
-        let lease = Lease::Http1 { pool: self.pool.clone(), worker, handle };
+        let lease = Lease::Http1 { pool: self.pool.clone(), handle, card };
         judge(response, upgrade, lease).map_err(fail)
     }
 
@@ -318,8 +317,9 @@ impl Upstream {
                 match meanwhile {
                     Some((handle, lease)) => (handle, lease, true),
                     None => {
-                        let io = self.connect(&*self.dial, trace).await.map_err(|f| (f, false))?;
-                        let opened = self.pool.open_http2(worker, io, reuse).await;
+                        let io = self.connect_now(&*self.dial, trace).await.map_err(|f| (f, false))?;
+                        let purpose = if reuse { Purpose::All } else { Purpose::One };
+                        let opened = self.pool.open_http2(worker, io, purpose).await;
                         let (handle, lease) = opened.map_err(|e| (Fault::before_head(e), false))?;
                         drop(first);
                         (handle, lease, false)
@@ -332,21 +332,6 @@ impl Upstream {
         handle.ready().await.map_err(fail)?;
         let response = handle.send_request(request).await.map_err(fail)?;
         judge(response, false, lease).map_err(|f| (f, reused))
-    }
-
-    async fn connect(
-        &self,
-        dial: &dyn Dial,
-        trace: &mut Trace,
-    ) -> Result<Box<dyn crate::upstream::Io>, Fault> {
-        let limit = self.params.connect_timeout;
-        let began = self.clock.now();
-        let io = tokio::time::timeout(limit, dial.dial())
-            .await
-            .map_err(|_| Fault::ConnectTimeout(limit))?
-            .map_err(Fault::Connect)?;
-        trace.connect = Some(self.clock.now().since(began));
-        Ok(io)
     }
 }
 

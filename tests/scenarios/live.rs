@@ -26,7 +26,7 @@ use tidegate::policy::supply::Transition;
 use tidegate::policy::units::MonoTime;
 use tidegate::proxy::{self, Memory, Parts, Report, Tunnels};
 use tidegate::telemetry::Telemetry;
-use tidegate::upstream::{Dial, Io, Upstream};
+use tidegate::upstream::{Dial, Io, Upstream, keep_warm};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -153,6 +153,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
     };
 
     let mut background = JoinSet::new();
+    let drain = proxy.serving.drain.clone();
     background.spawn(gate.clone().run_timer());
     let wall = move || {
         let unix = i64::from(hour) * 3600;
@@ -165,6 +166,10 @@ pub(crate) async fn run(plan: Plan) -> Run {
         config.scaling.clone(),
         wall,
     ));
+    let warm = keep_warm(upstream.clone(), 0);
+    background.spawn(async move {
+        drain.run_until_cancelled_owned(warm).await;
+    });
     let draining = async {
         match drain_at {
             None => None,

@@ -1,9 +1,11 @@
 //! What the tests are made of: the real proxy in this process, scripted upstreams, and raw clients.
 
+mod peer;
 mod proxy;
 mod upstream;
 mod wire;
 
+pub(crate) use peer::{Client, Habits, Peer};
 pub(crate) use proxy::{Proxy, Setup};
 pub(crate) use upstream::{Raw, Upstream, nobody};
 pub(crate) use wire::{Head, Message, Wire, request, response, within};

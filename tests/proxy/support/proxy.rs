@@ -48,6 +48,8 @@ impl Setup {
             ("admin.address", "127.0.0.1:0"),
             ("listen.workers", "1"),
             ("telemetry.access_log", "off"),
+            // scripted upstreams count connections and answer them in order
+            ("upstream.0.prewarm", "false"),
             ("upstream.0.name", "up"),
             ("upstream.0.base_url", base_url),
         ] {
