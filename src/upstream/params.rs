@@ -151,6 +151,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_refresh_is_never_or_not_too_often() {
+        let with = |secs| Params { refresh: Duration::from_secs(secs), ..Params::default() }.try_new();
+        assert!(with(0).is_ok() && with(10).is_ok());
+        assert_eq!(with(9).unwrap_err()[0].key, "refresh");
+    }
+
+    #[test]
     fn placeholder_keys_are_refused_and_the_dummies_of_local_servers_are_not() {
         for key in ["YOUR_API_KEY", "your-key", "sk-xxx", "sk-XXXXXXXX", "<key>", "sk-your-key", "sk-..."] {
             assert!(is_placeholder(key), "{key}");

@@ -216,3 +216,80 @@ async fn the_pages_say_what_was_opened_and_why() {
     assert_eq!(dead.metric("tidegate_upstream_connect_failures_total", "reason=\"demand\"").await, 1.0);
     assert_eq!(dead.metric("tidegate_upstream_connect_seconds_count", "").await, 0.0);
 }
+
+#[tokio::test]
+async fn what_a_burst_needed_stays_ready_even_if_the_upstream_hangs_up_and_holds_up_no_drain() {
+    let mut upstream = Upstream::start().await;
+    let proxy =
+        Setup::default().set("upstream.0.prewarm", true).set("listen.workers", 3).before(upstream.address);
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        clients.push(proxy.chat(&[]).await);
+    }
+    let mut calls = Vec::new();
+    while calls.len() < 12 {
+        calls.push(upstream.next().await);
+    }
+    proxy.until("tidegate_upstream_connections_target", "", |n| n >= 12.0).await;
+    for call in &mut calls {
+        call.wire.send(response(200, &[], b"ok")).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    drop(calls);
+    proxy.until("tidegate_upstream_connections", "idle", |n| n >= 12.0).await;
+    assert!(proxy.metric("tidegate_upstream_connects_total", "reason=\"prewarm\"").await >= 12.0);
+    let mut more = Vec::new();
+    for _ in 0..12 {
+        more.push(proxy.chat(&[]).await);
+    }
+    let demand = proxy.metric("tidegate_upstream_connects_total", "demand").await;
+    for _ in 0..12 {
+        upstream.next().await.answer(200, &[], b"ok").await;
+    }
+    for client in &mut more {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    assert_eq!(proxy.metric("tidegate_upstream_connects_total", "demand").await, demand);
+    proxy.until("tidegate_upstream_connections", "idle", |n| n >= 12.0).await;
+    let clock = Clock::start();
+    proxy.stop().drain();
+    proxy.join().await;
+    assert!(clock.now().since(Default::default()) < Duration::from_secs(2), "idle ones hold up nothing");
+}
+
+#[tokio::test]
+async fn while_the_breaker_is_open_nothing_is_opened() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(50)
+        .set("scaling.policy", "predictive")
+        .set("upstream.0.prewarm", true)
+        .set("breaker.failures", 1)
+        .before(upstream.address);
+    let mut client = proxy.chat(&[]).await;
+    let call = upstream.next().await;
+    proxy.until("tidegate_upstream_connections", "idle", |n| n >= 1.0).await;
+    call.answer(500, &[], b"broken").await;
+    assert_eq!(client.response().await.status(), 500);
+    proxy.breaker("open").await;
+    proxy.until("tidegate_upstream_connections_target", "", |n| n == 0.0).await;
+}
+
+#[tokio::test]
+async fn while_a_drain_goes_on_nothing_is_opened() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::default()
+        .set("upstream.0.prewarm", true)
+        .set("listen.drain_timeout", "1200ms")
+        .before(upstream.address);
+    let _client = proxy.chat(&[]).await;
+    let _unanswered = upstream.next().await;
+    proxy.until("tidegate_upstream_connections", "idle", |n| n >= 1.0).await;
+    proxy.stop().drain();
+    // the next look
+    proxy.until("tidegate_upstream_connections_target", "", |n| n == 0.0).await;
+    let before = upstream.connections();
+    proxy.join().await;
+    assert_eq!(upstream.connections(), before);
+}
