@@ -12,6 +12,7 @@ mod health;
 mod probe;
 mod run;
 mod signals;
+mod simulate;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -43,6 +44,9 @@ enum Command {
     Probe(probe::Options),
     /// Exits 0 if a running proxy is alive: for a container's HEALTHCHECK.
     Health(health::Options),
+    /// Replays a log or a synthetic workload through the scaling policies, on virtual time: which one, and
+    /// what would it have cost?
+    Simulate(simulate::Options),
 }
 
 /// Where settings come from. Defaults < file < environment (TIDEGATE_SECTION__KEY) < flags.
@@ -90,5 +94,6 @@ pub fn main() -> ExitCode {
         Command::Check(settings) => check::check(&settings),
         Command::Probe(options) => probe::probe(&options),
         Command::Health(options) => health::health(&options),
+        Command::Simulate(options) => simulate::simulate(&options),
     }
 }

@@ -184,7 +184,10 @@ impl Chart {
             let x = self.x(t);
             let _ = write!(
                 self.body,
-                r#"<path class="tick" d="M{x:.1} {bottom}v5"/><text class="nx" x="{x:.1}" y="{}">{label}</text>"#,
+                r#"<path class="tick" d="M{x:.1} {bottom}v5"/><text class="{}" x="{:.1}" y="{}">{label}</text>"#,
+                // A label at the very end would stand out of the chart.
+                if x > right - 24.0 { "ny" } else { "nx" },
+                if x > right - 24.0 { WIDTH - 2.0 } else { x },
                 bottom + 20.0
             );
         }

@@ -7,16 +7,17 @@ use std::fmt::Write as _;
 
 use super::chart::{Chart, Scale};
 use super::series::thinned;
-use super::{Report, length, span};
+use super::{Column, Report, length, span};
 use crate::simulate::{Point, Run};
 
 /// Points of a line, at most.
-const POINTS: usize = 600;
+const POINTS: usize = 300;
 /// Points of all policies together: what keeps the page under a megabyte.
 const POINTS_OF_ALL: usize = 3600;
 /// Bands of a chart that say their values when hovered over, at most; of one chart of every policy together.
 const BANDS: usize = 60;
 const BANDS_OF_ALL: usize = 420;
+const LEARN: [(&str, &str); 1] = [("b u", "not counted: policies learn")];
 const STYLE: &str = include_str!("style.css");
 
 /// Text for HTML and XML.
@@ -148,37 +149,41 @@ impl Page<'_> {
             let _ = write!(self.out, "<th scope=\"col\" title=\"{}\">{}</th>", column.about, column.name);
         }
         self.push("</tr></thead><tbody>\n");
-        // The best of a column is marked where policies differ in what they show.
-        let best: Vec<Option<String>> = columns
-            .iter()
-            .map(|column| {
-                let cost = column.cost?;
-                let best =
-                    self.report.runs.iter().min_by(|a, b| cost(&a.summary).total_cmp(&cost(&b.summary)))?;
-                let text = (column.text)(&best.summary);
-                self.report.runs.iter().any(|run| (column.text)(&run.summary) != text).then_some(text)
-            })
-            .collect();
+        let best: Vec<Option<String>> = columns.iter().map(|column| self.best(column)).collect();
+        let share = self.report.runs.iter().map(|run| run.summary.in_slo).fold(0.0, f64::max);
         for drawn in &self.drawn {
             let _ = write!(self.out, "<tr><th scope=\"row\">{}</th>", drawn.name);
             for (column, best) in columns.iter().zip(&best) {
                 let text = (column.text)(&drawn.run.summary);
-                let class = if best.as_ref() == Some(&text) { " class=\"best\"" } else { "" };
+                let is_best = best.as_ref() == Some(&text) && drawn.run.summary.in_slo >= share - 0.5;
+                let class = if is_best { " class=\"best\"" } else { "" };
                 let _ = write!(self.out, "<td{class}>{text}</td>");
             }
             self.out.push_str("</tr>\n");
         }
         self.push(
-            "</tbody></table></div><p class=\"hint\">Latency counts from a request's arrival to its last byte. The best \
-             figure of each column is marked; permits cost nothing, so none is.</p></section>\n",
+            "</tbody></table></div><p class=\"hint\">Latency counts from a request's arrival to its last byte, of the \
+             served. Marked is the best of each column, among the policies within half a point of the best \
+             in-SLO share: to serve fewer is no way to be faster or cheaper.</p></section>\n",
         );
     }
 
+    /// The best figure of a column as it is shown, if policies differ in it.
+    fn best(&self, column: &Column) -> Option<String> {
+        let cost = column.cost?;
+        let runs = self.report.runs;
+        let share = runs.iter().map(|run| run.summary.in_slo).fold(0.0, f64::max);
+        let good = runs.iter().filter(|run| run.summary.in_slo >= share - 0.5);
+        let best = good.min_by(|a, b| cost(&a.summary).total_cmp(&cost(&b.summary)))?;
+        let text = (column.text)(&best.summary);
+        runs.iter().any(|run| (column.text)(&run.summary) != text).then_some(text)
+    }
+
     fn section(&mut self, title: &str, unit: &str, hint: &str, legend: &[(&str, &str)]) {
-        let _ = write!(
+        let _ = writeln!(
             self.out,
-            "<section><h2>{title} <small>{unit}</small></h2>{}<p class=\"hint\">{hint}</p><div class=\"grid\">\n",
-            swatches(legend)
+            "<section><h2>{title} <small>{unit}</small></h2>{}<p class=\"hint\">{hint}</p><div class=\"grid\">",
+            swatches(&[legend, if self.report.about.learn > 0.0 { &LEARN } else { &[] }].concat())
         );
     }
 
@@ -237,7 +242,12 @@ impl Page<'_> {
         let hint = "Most in flight and most waiting in each interval. The same scale for every policy.";
         self.section("Permits, in flight, waiting", "requests", hint, &legend);
         let used = |d: &Drawn<'_>| d.highest(|p| f64::from(p.in_flight.max(p.queued)));
-        let limit = |d: &Drawn<'_>| d.highest(|p| f64::from(p.limit.max(p.need)));
+        // But for the highest 2 %: a rule that begins with no bound at all must not flatten the rest.
+        let limit = |d: &Drawn<'_>| {
+            let mut all: Vec<u32> = d.points.iter().map(|p| p.limit).collect();
+            all.sort_unstable();
+            all.get(all.len().saturating_sub(1) * 98 / 100).map_or(0.0, |limit| f64::from(*limit))
+        };
         let busy = self.drawn.iter().map(used).fold(0.0, f64::max).max(4.0);
         // A limit far above what is used is named instead of drawn: it would flatten what happens.
         let fits = self.drawn.iter().map(limit).filter(|l| *l <= 2.5 * busy).fold(busy, f64::max);
@@ -256,8 +266,11 @@ impl Page<'_> {
                 }
             }
             let highest = limit(d);
-            if highest > fits {
-                chart.remark(&format!("permits up to {highest:.0}: off the scale"));
+            let off = d.points.iter().filter(|p| f64::from(p.limit) > fits);
+            let (many, most) = off.fold((0, 0), |(many, most), p| (many + 1, p.limit.max(most)));
+            // Not for a moment at the beginning.
+            if many * 20 > d.points.len() {
+                chart.remark(&format!("permits up to {most}: off the scale"));
             }
             chart.hover(&d.times(), self.bands, |n| d.points.get(n).map_or_else(String::new, stood));
             let desc = format!(

@@ -222,7 +222,7 @@ mod tests {
             in_flight: n % 23,
             queued: n % 11,
             replicas,
-            latency: (n % 13 != 0).then(|| (0.1, 0.3 + chance.uniform(), 2.0 + chance.uniform())),
+            latency: (!n.is_multiple_of(13)).then(|| (0.1, 0.3 + chance.uniform(), 2.0 + chance.uniform())),
             lost: n % 2,
         };
         let summary = Summary {

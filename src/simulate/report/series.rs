@@ -1,6 +1,7 @@
 //! A run's points made few enough for a chart, so that the page of fourteen days is no larger than an hour's.
 //!
-//! What must not be smoothed away keeps its maximum (queue, in flight, P99, losses); the rest is a mean.
+//! What must not be smoothed away keeps its maximum (queue, in flight, P99) or its sum (losses); the rest is a
+//! mean.
 
 use crate::simulate::Point;
 
@@ -13,10 +14,9 @@ pub(super) fn thinned(points: &[Point], most: usize) -> Vec<Point> {
 fn joined(points: &[Point]) -> Point {
     let peak = |of: fn(&Point) -> u32| points.iter().map(of).max().unwrap_or_default();
     let last = points.last();
-    let latency = points.iter().filter_map(|p| p.latency).fold(None, |worst: Option<(f64, f64, f64)>, l| {
-        let w = worst.unwrap_or(l);
-        Some((w.0.max(l.0), w.1.max(l.1), w.2.max(l.2)))
-    });
+    let percentile = |of: fn((f64, f64, f64)) -> f64| points.iter().filter_map(move |p| p.latency.map(of));
+    let slowest = percentile(|l| l.2).fold(f64::NAN, f64::max);
+    let latency = mean(percentile(|l| l.0)).zip(mean(percentile(|l| l.1)));
     let low = mean(points.iter().filter_map(|p| p.band.map(|band| band.0)));
     let high = mean(points.iter().filter_map(|p| p.band.map(|band| band.1)));
     Point {
@@ -29,7 +29,7 @@ fn joined(points: &[Point]) -> Point {
         in_flight: peak(|p| p.in_flight),
         queued: peak(|p| p.queued),
         replicas: peak(|p| p.replicas),
-        latency,
+        latency: latency.map(|(p50, p95)| (p50, p95, slowest)),
         lost: points.iter().map(|p| p.lost).fold(0, u32::saturating_add),
     }
 }

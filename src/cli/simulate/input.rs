@@ -1,0 +1,91 @@
+//! Opens what is to be replayed.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use super::bar::Bar;
+use super::{Given, Input};
+use crate::simulate::trace::{Problems, Trace};
+use crate::simulate::workload;
+
+/// What `--workload` is without one.
+const USUAL: &str = "recurring";
+
+impl Input {
+    /// The workload named, or the trace as one. Tells on standard error what was odd about it.
+    pub(super) fn read(&self) -> Result<Given, String> {
+        let Some(path) = &self.trace else {
+            let name = self.workload.as_deref().unwrap_or(USUAL);
+            let workload = workload::parse(name, self.seed)?;
+            return Ok(Given { workload, start: None, notes: Vec::new() });
+        };
+        let trace = self.trace(path)?;
+        let fault = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let learn = self.learn.unwrap_or_default();
+        let mut workload = trace.workload(self.seed, self.speed, learn).map_err(|e| fault(&e))?;
+        if learn >= workload.length {
+            return Err(fault(&format!(
+                "lasts {:?}: with --learn {learn:?} nothing is left to count",
+                workload.length
+            )));
+        }
+        if self.speed != 1.0 {
+            workload.name = format!("{} at {} × speed", workload.name, self.speed);
+        }
+        let mut notes = trace.problems.notes.clone();
+        if trace.problems.skipped > 0 {
+            notes.insert(0, format!("{} rows could not be read and are left out", trace.problems.skipped));
+        }
+        Ok(Given { workload, start: trace.start, notes })
+    }
+
+    /// The trace at `path`.
+    pub(super) fn trace(&self, path: &Path) -> Result<Trace, String> {
+        let fault = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let (name, source, size): (_, Box<dyn Read>, _) = if path.as_os_str() == "-" {
+            ("standard input".to_owned(), Box::new(io::stdin().lock()), 0)
+        } else {
+            let file = File::open(path).map_err(|e| fault(&e))?;
+            let size = file.metadata().map_or(0, |meta| meta.len());
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+            (name.into_owned(), Box::new(file), size)
+        };
+        let watched = Watched { source, done: 0, bar: Bar::new("reading", size, self.quiet) };
+        let input = BufReader::with_capacity(1 << 16, watched);
+        let trace = Trace::read(&name, input, self.format, self.on_bad_row.into()).map_err(|e| fault(&e))?;
+        tell(&name, &trace.problems, self.quiet);
+        Ok(trace)
+    }
+}
+
+/// A file whose reading shows.
+struct Watched {
+    source: Box<dyn Read>,
+    done: u64,
+    bar: Bar,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.source.read(buffer)?;
+        self.done += n as u64;
+        self.bar.to(self.done);
+        Ok(n)
+    }
+}
+
+fn tell(name: &str, problems: &Problems, quiet: bool) {
+    if problems.skipped > 0 {
+        eprintln!("warning: {name}: {} rows could not be read and are left out", problems.skipped);
+        for bad in &problems.first {
+            eprintln!("  line {}: {}", bad.line, bad.reason);
+        }
+        if problems.skipped > problems.first.len() as u64 {
+            eprintln!("  …");
+        }
+    }
+    for note in problems.notes.iter().filter(|_| !quiet) {
+        eprintln!("note: {name}: {note}");
+    }
+}
