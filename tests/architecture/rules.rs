@@ -118,7 +118,8 @@ fn folders(source: &Source) -> Findings {
 }
 
 /// Crates that decide nothing and reach nowhere.
-const PURE_CRATES: [&str; 6] = ["serde", "thiserror", "augurs_ets", "jiff", "croner", "chrono"];
+const PURE_CRATES: [&str; 7] =
+    ["serde", "thiserror", "augurs_ets", "augurs_core", "jiff", "croner", "chrono"];
 /// Parts of the standard library without an outside.
 const PURE_STD: [&str; 35] = [
     "array",

@@ -1,0 +1,76 @@
+//! The experts: each has its own idea of the next minutes, none is right for every kind of traffic.
+
+use super::anomaly::Mood;
+use super::ets::Smoothing;
+use super::level::{Ewma, Trend};
+use super::regress::{Kind, Regressions};
+
+/// Minutes ahead that are forecast directly; those between are interpolated.
+pub(super) const HORIZONS: [usize; 2] = [1, 5];
+/// Their names, in the order of their forecasts.
+pub(super) const NAMES: [&str; 8] = ["last", "ewma_slow", "ewma", "ewma_fast", "trend", "ar", "arima", "ets"];
+/// How many there are.
+pub(super) const EXPERTS: usize = NAMES.len();
+/// One forecast of each, requests per minute.
+pub(super) type Said = [f64; EXPERTS];
+
+#[derive(Clone, Debug)]
+pub(super) struct Experts {
+    last: f64,
+    ewma: [Ewma; 3],
+    trend: Trend,
+    regressions: Regressions,
+    ets: Smoothing,
+}
+
+impl Experts {
+    pub(super) fn new() -> Self {
+        Self {
+            last: 0.0,
+            ewma: [0.05, 0.15, 0.4].map(Ewma::new),
+            trend: Trend::default(),
+            regressions: Regressions::new(HORIZONS),
+            ets: Smoothing::new(),
+        }
+    }
+
+    /// One minute passed: what was counted and, if it was an outlier, what should be learnt instead.
+    pub(super) fn learn(&mut self, minute: Option<(f64, f64)>) {
+        self.regressions.learn(minute.map(|(_, learnt)| learnt));
+        let Some((counted, learnt)) = minute else {
+            self.trend.skip();
+            self.ets.skip();
+            return;
+        };
+        self.last = counted;
+        self.ewma.iter_mut().for_each(|e| e.learn(learnt));
+        self.trend.learn(learnt);
+        self.ets.learn(learnt);
+    }
+
+    /// Forecasts for the horizon with this index.
+    pub(super) fn forecast(&self, horizon: usize) -> Said {
+        let ahead = HORIZONS[horizon];
+        [
+            self.last,
+            self.ewma[0].forecast(),
+            self.ewma[1].forecast(),
+            self.ewma[2].forecast(),
+            self.trend.forecast(ahead),
+            self.regressions.forecast(horizon, Kind::Ar),
+            self.regressions.forecast(horizon, Kind::Arima),
+            self.ets.forecast(ahead),
+        ]
+    }
+
+    pub(super) fn refit(&mut self, day: &[f64]) {
+        self.ets.refit(day);
+    }
+}
+
+/// What was said about a minute, and after what kind of minute.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Saying {
+    pub(super) mood: Mood,
+    pub(super) said: Said,
+}

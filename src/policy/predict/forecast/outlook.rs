@@ -1,0 +1,75 @@
+//! One horizon: what was said about each minute ahead, held until the minute has passed and can be judged.
+
+use std::collections::VecDeque;
+
+use super::anomaly::Mood;
+use super::calibrate::{Answer, Calibrators};
+use super::distribution::{Forecast, N};
+use super::experts::{EXPERTS, HORIZONS, Said, Saying};
+use super::hedge::Hedge;
+
+/// Blend and calibrators of one horizon.
+#[derive(Clone, Debug)]
+pub(super) struct Outlook {
+    ahead: usize,
+    hedge: Hedge,
+    calibrators: Calibrators,
+    /// Oldest first; at most `ahead` of them.
+    waiting: VecDeque<Option<(Saying, Answer)>>,
+    now: Forecast,
+}
+
+impl Outlook {
+    pub(super) fn new(horizon: usize) -> Self {
+        Self {
+            ahead: HORIZONS[horizon],
+            hedge: Hedge::default(),
+            calibrators: Calibrators::new(),
+            waiting: VecDeque::new(),
+            now: Forecast::new(0.0, [0.0; N]),
+        }
+    }
+
+    /// A minute closed: whoever spoke about it learns how it came out.
+    pub(super) fn judge(&mut self, y: Option<f64>) {
+        if self.waiting.len() < self.ahead {
+            return;
+        }
+        if let (Some(Some((saying, answer))), Some(y)) = (self.waiting.pop_front(), y) {
+            self.hedge.learn(&saying, y);
+            self.calibrators.learn(&answer, y);
+        }
+    }
+
+    /// Looks ahead; `None` before anything was seen.
+    pub(super) fn look(&mut self, mood: Mood, said: Option<Said>) {
+        let spoken = said.map(|said| {
+            let saying = Saying { mood, said };
+            let centre = self.hedge.blend(&saying);
+            let answer = self.calibrators.answer(centre);
+            self.now = Forecast::new(centre, answer.mixed);
+            (saying, answer)
+        });
+        self.waiting.push_back(spoken);
+    }
+
+    /// The forecast made after the last closed minute.
+    pub(super) fn now(&self) -> &Forecast {
+        &self.now
+    }
+
+    /// What each expert said after the last closed minute.
+    pub(super) fn said(&self) -> Option<Said> {
+        self.waiting.back()?.as_ref().map(|(saying, _)| saying.said)
+    }
+
+    /// The experts' weights after the last closed minute.
+    pub(super) fn weights(&self) -> [f64; EXPERTS] {
+        let mood = self.waiting.back().and_then(Option::as_ref).map_or(Mood::Calm, |(saying, _)| saying.mood);
+        self.hedge.weights(mood)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.calibrators.bytes() + self.waiting.capacity() * size_of::<Option<(Saying, Answer)>>()
+    }
+}
