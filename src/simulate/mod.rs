@@ -10,6 +10,7 @@
 
 mod client;
 mod figures;
+pub mod forecast;
 pub mod options;
 mod outcome;
 mod play;

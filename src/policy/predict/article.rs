@@ -69,6 +69,13 @@ fn slope(counts: &[u32]) -> f64 {
     if den > 0.0 { num / den } else { 0.0 }
 }
 
+/// Requests per minute that the rule predicts from the counts of the last minutes (those without a request left
+/// out, oldest first) at this hour of the day: what its forecast is scored by.
+#[must_use]
+pub fn article_rpm(counts: &[u32], hour: u8) -> f64 {
+    predict(counts, hour).rpm
+}
+
 pub(super) fn predict(counts: &[u32], hour: u8) -> Prediction {
     let total: u32 = counts.iter().sum();
     if total < MIN_REQUESTS {

@@ -18,6 +18,7 @@ mod report;
 mod season;
 mod service;
 
+pub use article::article_rpm;
 pub use calendar::{Baseline, Calendar, Foreseen, Window, WindowParams};
 pub use decide::{Snapshot, Wall, interval};
 pub use history::{History, Second};

@@ -8,7 +8,8 @@ use super::regress::{Kind, Regressions};
 /// Minutes ahead that are forecast directly; those between are interpolated.
 pub(super) const HORIZONS: [usize; 2] = [1, 5];
 /// Their names, in the order of their forecasts.
-pub(super) const NAMES: [&str; 8] = ["last", "ewma_slow", "ewma", "ewma_fast", "trend", "ar", "arima", "ets"];
+pub(super) const NAMES: [&str; 8] =
+    ["last_minute", "ewma_slow", "ewma", "ewma_fast", "trend", "ar", "arima", "ets"];
 /// How many there are.
 pub(super) const EXPERTS: usize = NAMES.len();
 /// One forecast of each, requests per minute.
