@@ -1,11 +1,12 @@
 //! How long a request keeps the upstream busy: the W of Little's law.
 //!
 //! ```text
-//! W = Σ time in flight / Σ flights ended          both decayed, time constant 300 s
+//! W = Σ time in flight / max(Σ flights ended, flights open)          sums decayed, time constant 300 s
 //! ```
 //! Time in flight counts from admission, so our own queue is not in it, and it counts as it passes, so
 //! requests that are still open count too: a mean over finished ones alone would call a stalled upstream
-//! quick. (It is the maximum-likelihood mean under censoring, for exponential times.) Cancelled requests
+//! quick. While fewer have ended than are open, it is the mean age of those: a dozen that have just begun do
+//! not make one very long request. (It is the maximum-likelihood mean under censoring, for exponential times.) Cancelled requests
 //! count: they held their permit as well.
 
 use std::collections::VecDeque;
@@ -15,6 +16,8 @@ use std::collections::VecDeque;
 pub(super) struct ServiceTime {
     busy: f64,
     ended: f64,
+    /// Flights open in the last second.
+    open: f64,
     /// Time in flight, flights ended and seconds of the minute that is running.
     minute: (f64, f64, u32),
     /// Means of the last minutes in which enough ended.
@@ -34,6 +37,7 @@ impl ServiceTime {
     pub(super) fn second(&mut self, flight: f64, ended: u32) {
         let keep = (-1.0 / TAU).exp();
         self.busy = self.busy * keep + flight;
+        self.open = flight;
         self.ended = self.ended * keep + f64::from(ended);
         let m = &mut self.minute;
         *m = (m.0 + flight, m.1 + f64::from(ended), m.2 + 1);
@@ -64,7 +68,7 @@ impl ServiceTime {
 
     /// Mean seconds in flight per request; 0 before the first.
     pub(super) fn mean(&self) -> f64 {
-        self.busy / self.ended.max(1.0)
+        self.busy / self.ended.max(self.open).max(1.0)
     }
 }
 
@@ -99,5 +103,8 @@ mod tests {
         let mut w = ServiceTime::default();
         (0..20).for_each(|_| w.second(1.0, 0));
         assert!((19.0..=20.0).contains(&w.mean()), "{}", w.mean());
+        let mut w = ServiceTime::default();
+        (0..20).for_each(|_| w.second(12.0, 0));
+        assert!((19.0..=20.0).contains(&w.mean()), "a dozen that began together: {}", w.mean());
     }
 }
