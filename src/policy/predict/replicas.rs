@@ -7,8 +7,9 @@
 //! ```
 //! A replica takes `start` to come up and is paid for from the moment it is asked for, so what comes within
 //! that time counts as here: the season's peak over `start` + 3 s, where a season leads. Without one, what
-//! was measured is held for three minutes: a replica let go is a cold start when demand returns. With
-//! one it is held for a moment only: the season says when it comes again.
+//! was measured is held for a minute: a replica let go is a cold start when demand returns. With one it is
+//! held for a moment only: the season says when it comes again. Bursts that nothing foresaw, twice, leave a
+//! [`reserve`].
 //!
 //! `per_replica` is configured, or learned: slower answers at `n` requests a replica mean that
 //! it carries `n ÷ slowdown` at full speed, which is exact for a server that shares its speed.
@@ -20,19 +21,29 @@ use std::time::Duration;
 
 use crate::policy::units::{Invalid, MonoTime, checked};
 
+mod reserve;
 mod slots;
 
+use reserve::Reserve;
 pub use slots::slots_for;
 
-/// The share of requests that may find every place taken when demand is at its forecast: the square-root
-/// rule a + √a, with whole places.
+/// The share of requests that may find every place taken when demand is as forecast. Where a replica serves
+/// several at once one more only slows them down: that is the square-root rule a + √a.
 const WAITING: f64 = 0.22;
+/// Where it does one request at a time (or a few), who finds none free waits.
+const WAITING_FEW: f64 = 0.05;
+/// So many are a few.
+const FEW: f64 = 4.0;
 /// How long measured need is held where no season leads.
-const HOLD: Duration = Duration::from_secs(180);
+const HOLD: Duration = Duration::from_secs(60);
 /// And where one does.
 const HOLD_SEASON: Duration = Duration::from_secs(15);
 /// Time in which a backlog is to be worked off, seconds.
 const CATCH_UP: f64 = 30.0;
+/// Share of the last 6 s in the rate that a burst is remembered by.
+const BRISK: f64 = 0.12;
+/// Seconds of arrivals in the queue from which people notice that they wait.
+const NOTICED: f64 = 2.0;
 /// Deviations by which 6 s must exceed the minute's rate to replace it.
 const SURGE: f64 = 3.0;
 /// In-flight requests of a replica of which nothing is known; the learned limit of one upstream starts there too.
@@ -122,7 +133,7 @@ pub struct Load {
 pub struct Desired {
     /// Replicas to ask for.
     pub replicas: u32,
-    /// What decided: `measured`, `hold`, `forecast`, `season`, `min` or `max`.
+    /// What decided: `measured`, `hold`, `reserve`, `forecast`, `season`, `min` or `max`.
     pub reason: &'static str,
     /// Requests in flight that one replica is reckoned to carry.
     pub per_replica: f64,
@@ -136,6 +147,9 @@ pub struct Replicas {
     held: VecDeque<(MonoTime, u32)>,
     /// What was asked for, by when it changed, back to one start-up time ago.
     asked: VecDeque<(MonoTime, u32)>,
+    reserve: Reserve,
+    /// Smoothed rate of a burst, requests per second.
+    brisk: f64,
     learned: f64,
 }
 
@@ -143,7 +157,14 @@ impl Replicas {
     /// Remembers nothing yet.
     #[must_use]
     pub fn new(params: ReplicaParams) -> Self {
-        Self { params, held: VecDeque::new(), asked: VecDeque::new(), learned: UNKNOWN }
+        Self {
+            params,
+            held: VecDeque::new(),
+            asked: VecDeque::new(),
+            reserve: Reserve::default(),
+            brisk: 0.0,
+            learned: UNKNOWN,
+        }
     }
 
     /// Replicas to ask for from now on. Call it once a second.
@@ -151,12 +172,22 @@ impl Replicas {
         self.learn(now, s);
         let measured = self.count(measured_rate(s), s.queued, s.work);
         let held = self.hold(now, measured, if s.season.is_some() { HOLD_SEASON } else { HOLD });
+        if s.rate_6s.is_finite() {
+            self.brisk += BRISK * (s.rate_6s.clamp(0.0, 1e9) - self.brisk);
+        }
+        let level = self.count(self.brisk, 0.0, s.work).min(self.params.max);
+        let kept = self.reserve.keep(now, level, long_queue(s), s.season.is_some());
         let season = s.season.map_or(0, |rate| self.count(rate, 0.0, s.work));
         let forecast = self.count(s.forecast_q, 0.0, s.work);
-        let (need, reason) =
-            [(measured, "measured"), (held, "hold"), (forecast, "forecast"), (season, "season")]
-                .into_iter()
-                .fold((0, "measured"), |best, next| if next.0 > best.0 { next } else { best });
+        let (need, reason) = [
+            (measured, "measured"),
+            (held, "hold"),
+            (kept, "reserve"),
+            (forecast, "forecast"),
+            (season, "season"),
+        ]
+        .into_iter()
+        .fold((0, "measured"), |best, next| if next.0 > best.0 { next } else { best });
         let (replicas, reason) = match () {
             () if need < self.params.min => (self.params.min, "min"),
             () if need > self.params.max => (self.params.max, "max"),
@@ -172,10 +203,14 @@ impl Replicas {
         self.params.per_replica.unwrap_or(self.learned)
     }
 
+    fn waiting(&self) -> f64 {
+        if self.per_replica() < FEW { WAITING_FEW } else { WAITING }
+    }
+
     fn count(&self, rate: f64, queued: f64, work: f64) -> u32 {
         let load = rate * work + queued * work / CATCH_UP;
         // a float cast saturates and turns NaN into 0
-        (self.params.headroom * slots_for(load, WAITING) / self.per_replica()).ceil() as u32
+        (self.params.headroom * slots_for(load, self.waiting()) / self.per_replica()).ceil() as u32
     }
 
     /// The most that was needed within `hold`.
@@ -211,6 +246,11 @@ impl Replicas {
     }
 }
 
+/// Whether what waits is more than the arrivals of two seconds: a wait that people notice.
+fn long_queue(s: &Load) -> bool {
+    s.queued > NOTICED * s.rate_60s.max(s.rate_6s) && s.queued >= 3.0
+}
+
 fn measured_rate(s: &Load) -> f64 {
     let (short, long) = (s.rate_6s * 6.0, s.rate_60s * 6.0);
     if short > long + SURGE * (long + 1.0).max(0.0).sqrt() { s.rate_6s } else { s.rate_60s }
@@ -240,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_held_but_not_if_a_season_announces_the_next() {
-        for (season, after) in [(None, 180), (Some(4.0), 15)] {
+        for (season, after) in [(None, 60), (Some(4.0), 15)] {
             let mut r = rule(Some(16.0));
             r.desired(MonoTime::ZERO, &Load { season, ..steady(16.0) });
             let at = |r: &mut Replicas, t| {
@@ -256,6 +296,45 @@ mod tests {
         let noisy = Load { rate_6s: 5.5, ..steady(4.0) };
         assert_eq!(measured_rate(&noisy), 4.0);
         assert_eq!(measured_rate(&Load { rate_6s: 12.0, ..noisy }), 12.0);
+    }
+
+    /// Spikes of 90 s every `gap` seconds that queue for 40 s each; replicas wanted just before each.
+    fn surprised(gap: u64, spikes: u64, season: Option<f64>) -> Vec<u32> {
+        let mut r = rule(Some(16.0));
+        let mut before = Vec::new();
+        for t in 0..gap * spikes {
+            let into = t % gap;
+            let rate = if into >= gap / 2 && into < gap / 2 + 90 { 16.0 } else { 4.0 };
+            let queued = if rate > 4.0 && into < gap / 2 + 40 { 100.0 } else { 0.0 };
+            let d = r.desired(MonoTime::from_secs(t), &Load { queued, season, ..steady(rate) });
+            if into == gap / 2 - 1 {
+                before.push(d.replicas);
+            }
+        }
+        before
+    }
+
+    #[test]
+    fn two_surprises_leave_a_reserve_unless_they_are_rare_or_announced() {
+        assert_eq!(surprised(900, 5, None), [2, 2, 5, 5, 5]);
+        assert_eq!(surprised(7_200, 3, None), [2, 2, 2]);
+        assert_eq!(surprised(900, 4, Some(16.0)), [5, 5, 5, 5], "by the season");
+    }
+
+    #[test]
+    fn a_reserve_is_given_up_when_nothing_comes() {
+        let mut r = rule(Some(16.0));
+        let at = |r: &mut Replicas, t: u64, rate: f64, queued: f64| {
+            r.desired(MonoTime::from_secs(t), &Load { queued, ..steady(rate) })
+        };
+        for t in 0..1_500_u64 {
+            let spike = (300..390).contains(&(t % 700));
+            at(&mut r, t, if spike { 16.0 } else { 4.0 }, if spike { 100.0 } else { 0.0 });
+        }
+        assert_eq!(at(&mut r, 1_500, 4.0, 0.0).reason, "reserve");
+        let released = (1_501..9_000).find(|t| at(&mut r, *t, 4.0, 0.0).reason != "reserve");
+        // the second began at 1000, 700 s after the first: four times that without a third
+        assert_eq!(released, Some(1_000 + 4 * 700 + 1));
     }
 
     #[test]
