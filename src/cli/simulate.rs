@@ -1,15 +1,18 @@
-//! `tidegate simulate`: a log or a synthetic workload through the policies, on virtual time.
+//! `tidegate simulate`: a log or a synthetic workload through the policies, on virtual time; and
+//! `tidegate simulate forecast`: how well its arrivals could have been foretold.
 //!
 //! This file reads the command line and says what came of it; the simulation is `crate::simulate`.
 
 mod bar;
+mod forecast;
 mod input;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::config::{self, Config, Sources};
 use crate::policy::predict::{self, Mode, PolicyKind};
@@ -22,10 +25,22 @@ use crate::simulate::{Run, Setup, Slo, Workload, options, policy, run, upstream}
 use bar::Bar;
 
 #[derive(Args)]
-#[command(after_long_help = long_help(), after_help = "The workloads, upstreams, policies and trace formats: --help")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_long_help = long_help(),
+    after_help = "The workloads, upstreams, policies and trace formats: --help"
+)]
 pub(super) struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
-    input: Input,
+    source: Source,
+    /// Replays the trace so many times as fast.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "trace")]
+    speed: f64,
+    /// Time at the trace's beginning that does not count: policies learn from it.
+    #[arg(long, value_name = "TIME", requires = "trace", value_parser = span)]
+    learn: Option<Duration>,
     /// Simulated upstream, with its parameters: batch, hosted:rpm=600, replicas:start=30s, …
     #[arg(long, default_value = "replicas:start=30s", value_name = "MODEL")]
     upstream: String,
@@ -59,9 +74,15 @@ pub(super) struct Options {
     max_permits: Option<u32>,
 }
 
-/// What is replayed.
+#[derive(Subcommand)]
+enum Command {
+    /// Scores the forecast of the arrivals against simple methods, without peeking at what came later.
+    Forecast(forecast::Options),
+}
+
+/// Where the requests come from.
 #[derive(Args)]
-struct Input {
+struct Source {
     /// Recorded traffic: a file, plain or gzip; `-` is standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "workload")]
     trace: Option<PathBuf>,
@@ -74,12 +95,6 @@ struct Input {
     /// What to do with rows that cannot be read.
     #[arg(long, value_enum, default_value_t = BadRow::Skip, requires = "trace")]
     on_bad_row: BadRow,
-    /// Replays the trace so many times as fast.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "trace")]
-    speed: f64,
-    /// Time at the trace's beginning that does not count: policies learn from it.
-    #[arg(long, value_name = "TIME", requires = "trace", value_parser = span)]
-    learn: Option<Duration>,
     /// What chance is drawn from: the same seed gives the same figures.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -155,12 +170,25 @@ Example, your own Monday:
 }
 
 pub(super) fn simulate(options: &Options) -> ExitCode {
-    match options.compare() {
+    let done = match &options.command {
+        Some(Command::Forecast(options)) => options.score(),
+        None => options.compare(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("tidegate simulate: {message}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough (`| head`) is no fault.
+fn put(text: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("standard output: {e}")),
+        _ => Ok(()),
     }
 }
 
@@ -183,24 +211,20 @@ impl Options {
             file.map(|file| (path, file))
         });
         let report = report.transpose()?;
-        let given = self.input.read()?;
+        let given = self.source.replay(self.speed, self.learn.unwrap_or_default())?;
         let setup = self.setup(&given, &model, config.as_ref());
         let runs: Vec<Run> = policies
             .iter()
             .map(|policy| {
-                let mut bar = Bar::new(&policy.name, setup.requests.len() as u64, self.input.quiet);
+                let mut bar = Bar::new(&policy.name, setup.requests.len() as u64, self.source.quiet);
                 run(&setup, policy, &mut |arrived| bar.to(arrived as u64))
             })
             .collect();
         let about = self.about(&given, &setup);
         let shown = Report { about: &about, runs: &runs };
-        if self.json {
-            print!("{}", shown.json());
-        } else {
-            print!("{}", shown.table());
-        }
+        put(&if self.json { shown.json() } else { shown.table() })?;
         if let Some((path, mut file)) = report {
-            std::io::Write::write_all(&mut file, shown.html().as_bytes())
+            file.write_all(shown.html().as_bytes())
                 .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         }
         Ok(())
@@ -247,7 +271,7 @@ impl Options {
     }
 
     fn setup<'a>(&self, given: &'a Given, model: &'a Model, config: Option<&Config>) -> Setup<'a> {
-        let mut setup = Setup::new(&given.workload, model, self.input.seed);
+        let mut setup = Setup::new(&given.workload, model, self.source.seed);
         setup.unix = given.start.map_or(0, jiff::Timestamp::as_second);
         let set = |place: &mut Option<Duration>, limit: Option<Limit>| *place = limit.map_or(*place, |l| l.0);
         set(&mut setup.slo.ttft, self.slo_ttft);
@@ -271,7 +295,7 @@ impl Options {
             start: given.start.map(|start| start.strftime("%Y-%m-%d %H:%M UTC").to_string()),
             upstream: self.upstream.clone(),
             slo: told(&setup.slo),
-            seed: self.input.seed,
+            seed: self.source.seed,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             requests: workload.requests.len() as u64,
             seconds: workload.length.as_secs_f64(),
@@ -307,12 +331,12 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::cli::{Cli, Command as Top};
 
     fn options(line: &str) -> Result<Options, String> {
         let words = ["tidegate", "simulate"].into_iter().chain(line.split_whitespace());
         match Cli::try_parse_from(words).map_err(|e| e.to_string())?.command {
-            Command::Simulate(options) => Ok(options),
+            Top::Simulate(options) => Ok(options),
             _ => Err("another command".into()),
         }
     }
@@ -328,7 +352,7 @@ mod tests {
         assert_eq!(names("--upstream batch"), ["fixed", "reactive", "predictive"]);
         assert_eq!(names(""), ["hpa", "rate", "predictive", "oracle"]);
         assert_eq!(names("--policies fixed:64,aimd"), ["fixed:64", "aimd"]);
-        let given = options("").unwrap().input.read().unwrap();
+        let given = options("").unwrap().source.replay(1.0, Duration::ZERO).unwrap();
         assert_eq!(given.workload.name, "recurring");
     }
 
@@ -337,7 +361,7 @@ mod tests {
         let model = upstream::parse("batch").unwrap();
         let slo = |line: &str| {
             let options = options(&format!("--upstream batch --workload step {line}")).unwrap();
-            told(&options.setup(&options.input.read().unwrap(), &model, None).slo)
+            told(&options.setup(&options.source.replay(1.0, Duration::ZERO).unwrap(), &model, None).slo)
         };
         assert_eq!(slo(""), "first token within 2 s, 60 ms per token");
         assert_eq!(
@@ -364,9 +388,11 @@ mod tests {
     fn what_does_not_go_together_is_refused() {
         assert!(options("--trace x --workload step").is_err());
         assert!(options("--format access").is_err());
+        assert!(options("--workload step forecast").is_err());
+        assert!(options("forecast --speed 2").is_err() && options("forecast --workload step --json").is_ok());
         let wrong = options("--trace x --format yaml").err().unwrap_or_default();
         assert!(wrong.contains("arrivals, counts"), "{wrong}");
-        let missing = options("--trace no/such.csv").unwrap().input.read();
+        let missing = options("--trace no/such.csv").unwrap().source.replay(1.0, Duration::ZERO);
         assert!(missing.err().is_some_and(|e| e.starts_with("no/such.csv: ")));
         let help = long_help();
         assert!(help.contains("random-spikes") && help.contains("oracle") && help.contains("access.log"));

@@ -51,6 +51,18 @@ impl Workload {
         after.checked_sub(1).and_then(|i| self.measured.get(i)).is_some_and(|window| window.contains(&at))
     }
 
+    /// Requests in each minute; the last may be a part of one.
+    #[must_use]
+    pub fn per_minute(&self) -> Vec<Option<f64>> {
+        let mut counts = vec![0.0; self.length.as_secs().div_ceil(60) as usize];
+        for request in &self.requests {
+            if let Some(count) = counts.get_mut((request.at.as_secs() / 60) as usize) {
+                *count += 1.0;
+            }
+        }
+        counts.into_iter().map(Some).collect()
+    }
+
     /// A recorded trace as a workload: everything from `learn` on counts.
     #[must_use]
     pub fn of(name: String, requests: Vec<Request>, length: Duration, learn: Duration) -> Self {
@@ -259,6 +271,7 @@ mod tests {
     fn rates_are_what_was_asked_for() {
         let w = at("poisson:rps=500,for=60s", 1);
         assert!((29_400..30_600).contains(&w.requests.len()), "{}", w.requests.len());
+        assert_eq!(w.per_minute(), [Some(w.requests.len() as f64)]);
         let w = at("recurring", 1);
         assert_eq!(w.measured, [MonoTime::from_secs(3600)..MonoTime::from_secs(9000)]);
         assert!((1350..1530).contains(&count(&w, 450..540)), "{}", count(&w, 450..540));
