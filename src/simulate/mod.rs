@@ -18,6 +18,7 @@ pub mod policy;
 pub mod report;
 mod request;
 mod setup;
+pub mod suite;
 pub mod trace;
 pub mod upstream;
 pub mod workload;

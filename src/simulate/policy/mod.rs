@@ -40,6 +40,7 @@ pub struct Policy {
 
 /// Which policy.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there are a handful of policies in a process")]
 pub enum Kind {
     /// One that runs live, with its settings.
     Live(predict::Params),

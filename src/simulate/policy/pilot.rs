@@ -41,7 +41,7 @@ pub(in crate::simulate) struct View<'a> {
 #[derive(Debug)]
 pub(in crate::simulate) enum Order {
     /// The predictor's decision.
-    Install(Decision),
+    Install(Box<Decision>),
     /// Permits from now on.
     Permits(u32),
 }
@@ -50,7 +50,7 @@ impl Order {
     /// As the engine is told.
     pub(in crate::simulate) fn event(self) -> Event {
         match self {
-            Self::Install(decision) => Event::Install(decision),
+            Self::Install(decision) => Event::Install(*decision),
             Self::Permits(limit) => Event::Supply(Some(limit)),
         }
     }
@@ -58,7 +58,7 @@ impl Order {
 
 #[derive(Debug)]
 enum Rule {
-    Live { params: predict::Params, predictor: Box<Predictor>, every: u64, ready: Ready },
+    Live { params: Box<predict::Params>, predictor: Box<Predictor>, every: u64, ready: Ready },
     Aimd(Aimd),
     Gradient(Gradient),
     Static(u32),
@@ -93,9 +93,16 @@ impl Pilot {
         let (rule, permits) = match &policy.kind {
             Kind::Live(p) => {
                 let first = if p.policy == PolicyKind::Fixed { p.max_permits } else { p.initial_permits };
-                let (params, every) = (p.clone(), predict::interval(p).as_secs().max(1));
+                let every = predict::interval(p).as_secs().max(1);
+                let mut params = p.clone();
+                if let Some(shape) = shape {
+                    // what an operator who scales by it would set
+                    params.replicas.start = shape.start;
+                    params.replicas.per_replica = Some(f64::from(shape.full_speed));
+                    params.replicas.headroom = policy.headroom;
+                }
                 let predictor = Box::new(Predictor::new(params.clone()));
-                (Rule::Live { params, predictor, every, ready: Ready::default() }, first)
+                (Rule::Live { params: Box::new(params), predictor, every, ready: Ready::default() }, first)
             }
             Kind::Aimd => {
                 let aimd = Aimd::new(PLENTY);
@@ -159,7 +166,7 @@ impl Pilot {
     /// The engine's scaling settings.
     pub(in crate::simulate) fn params(&self) -> predict::Params {
         match &self.rule {
-            Rule::Live { params, .. } if self.own() => params.clone(),
+            Rule::Live { params, .. } if self.own() => (**params).clone(),
             _ => predict::Params { max_permits: MOST, ..predict::Params::of(PolicyKind::Fixed) },
         }
     }
@@ -241,6 +248,7 @@ impl Pilot {
                 self.rule = Rule::Oracle(oracle);
                 want
             }
+            Rule::Live { ready: Ready { replicas: Some(desired), .. }, .. } => desired.replicas,
             _ => self.permits.div_ceil(shape.per),
         }
     }
@@ -276,7 +284,7 @@ impl Pilot {
         let decision = decision?;
         if own {
             self.permits = decision.need;
-            return Some(Order::Install(decision));
+            return Some(Order::Install(Box::new(decision)));
         }
         if decision.applied && decision.to != permits {
             self.permits = decision.to;
