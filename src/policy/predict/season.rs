@@ -26,6 +26,12 @@ pub(in crate::policy::predict) const BIN: f64 = 5.0;
 const KEEP: usize = 17_280;
 /// A season leads while its loss is below this share of the best non-seasonal forecast's.
 const EARNED: f64 = 0.7;
+/// From here on a candidate is not tested again soon.
+const HOPELESS: f64 = 1.0;
+/// Failed candidates remembered.
+const FAILED: usize = 12;
+/// Bins over which a rate is smoothed.
+const SMOOTHED: usize = 4;
 /// Bins between two searches.
 const LOOK_EVERY: u64 = 12;
 
@@ -42,16 +48,20 @@ struct Model {
     long: f64,
 }
 
-/// The recurring part of demand. At most about 150 KiB.
+/// The recurring part of demand. At most about 270 KiB.
 #[derive(Clone, Debug, Default)]
 pub struct Season {
     /// Requests per second in each closed bin, oldest first; NaN where nobody watched.
     bins: VecDeque<f32>,
+    /// The same with less noise; the newest are not known yet.
+    smooth: VecDeque<f32>,
     /// Bins closed since the beginning.
     closed: u64,
     /// The open bin: seconds that passed, seconds watched, arrivals.
     open: (u32, u32, f64),
     model: Option<Model>,
+    /// Periods (in bins) that failed the test, and until when (bins closed) they are not tested again.
+    failed: VecDeque<(f64, u64)>,
 }
 
 impl Season {
@@ -82,9 +92,15 @@ impl Season {
     fn push(&mut self, rate: f32) {
         if self.bins.len() >= KEEP {
             self.bins.pop_front();
+            self.smooth.pop_front();
         }
         self.bins.push_back(rate);
         self.closed += 1;
+        // a bin's neighbours on both sides are known only now
+        if let Some(i) = self.bins.len().checked_sub(SMOOTHED) {
+            let bin = |k: usize| self.bins.get(k).map_or(f64::NAN, |v| f64::from(*v));
+            self.smooth.push_back(backtest::smooth_at(&bin, i, SMOOTHED) as f32);
+        }
     }
 
     /// Whether it has earned its place.
@@ -135,14 +151,11 @@ impl Season {
 
     /// The highest smoothed rate of the bins `start..=end`; `None` if none was watched.
     fn highest(&self, start: usize, end: usize) -> Option<f64> {
-        let mut peak = None::<f64>;
-        for i in start..=end.min(self.bins.len().saturating_sub(1)) {
-            let v = backtest::smooth_at(&|k| self.bins.get(k).map_or(f64::NAN, |v| f64::from(*v)), i, 4);
-            if !v.is_nan() {
-                peak = Some(peak.map_or(v, |p| p.max(v)));
-            }
-        }
-        peak
+        let end = (end + 1).min(self.smooth.len());
+        let known = self.smooth.range(start.min(end)..end).filter(|v| !v.is_nan());
+        known
+            .fold(None, |peak: Option<f32>, v| Some(peak.map_or(*v, |p| if *v > p { *v } else { p })))
+            .map(f64::from)
     }
 
     /// Bins of `each` bins' mean, over at most the last `count` of them, oldest first.
@@ -151,7 +164,7 @@ impl Season {
         let skip = self.bins.len() - groups * each;
         let mut out = Vec::with_capacity(groups);
         let (mut sum, mut watched) = (0.0, 0_u32);
-        for (i, v) in self.bins.iter().skip(skip).enumerate() {
+        for (i, v) in self.bins.range(skip..).enumerate() {
             if !v.is_nan() {
                 sum += f64::from(*v);
                 watched += 1;
@@ -168,7 +181,7 @@ impl Season {
     fn look(&mut self) {
         let turn = self.closed / LOOK_EVERY;
         if let Some(model) = self.model
-            && turn.is_multiple_of(3)
+            && turn.is_multiple_of(5)
         {
             self.model = self.tested(model.period).filter(|m| m.ratio.min(m.long) < EARNED);
         }
@@ -179,11 +192,28 @@ impl Season {
         let scale = search::due(turn);
         let signal = self.decimated(scale, search::POINTS);
         for period in search::candidates(&signal) {
-            let Some(found) = self.tested(period * scale as f64) else { continue };
-            if found.ratio < EARNED && self.model.is_none_or(|now| better(&found, &now)) {
-                self.model = Some(found);
+            let period = period * scale as f64;
+            if self.failed.iter().any(|(p, until)| self.closed < *until && (p / period - 1.0).abs() < 0.01) {
+                continue;
+            }
+            match self.tested(period) {
+                Some(found) if found.ratio < EARNED => {
+                    if self.model.is_none_or(|now| better(&found, &now)) {
+                        self.model = Some(found);
+                    }
+                }
+                Some(found) if found.ratio > HOPELESS => self.fail(period),
+                _ => {}
             }
         }
+    }
+
+    /// Half a period without another test.
+    fn fail(&mut self, period: f64) {
+        if self.failed.len() >= FAILED {
+            self.failed.pop_front();
+        }
+        self.failed.push_back((period, self.closed + (period / 2.0) as u64));
     }
 
     /// Lets a period (in bins) forecast what has passed.
@@ -334,7 +364,8 @@ mod tests {
         }
         s.look();
         assert_eq!(s.bins.len(), KEEP);
-        assert!(s.bins.capacity() * 4 <= 150 << 10, "{} bytes", s.bins.capacity() * 4);
+        let bytes = (s.bins.capacity() + s.smooth.capacity()) * 4;
+        assert!(bytes <= 280 << 10, "{bytes} bytes");
         if let Some(peak) = s.peak(0.0, 33.0) {
             assert!(peak.is_finite());
         }

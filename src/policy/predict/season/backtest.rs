@@ -18,6 +18,8 @@ const TAU: f64 = 0.9;
 const TAU_WIDENING: f64 = 0.97;
 /// Deviations of a count that are taken for noise.
 const NOISE: f64 = 1.5;
+/// Fewer arrivals in three periods repeat by chance.
+const LEAST_ARRIVALS: f64 = 60.0;
 /// Least time ahead, seconds: about one cold start.
 const LEAD: f64 = 30.0;
 /// Widenings tried, in points.
@@ -113,6 +115,10 @@ pub(super) fn judge(y: &[f64], period: f64, seconds: f64) -> Option<Verdict> {
     let smooth: Vec<f64> = (0..n).map(|i| smooth_at(&raw, i, width)).collect();
     let all = n - (DEFENDED * period).min(known) as usize..n;
     let last = n - (JUDGED * period).min(known) as usize;
+    let arrivals = smooth[last..].iter().filter(|v| v.is_finite()).sum::<f64>() * seconds;
+    if arrivals < LEAST_ARRIVALS {
+        return None;
+    }
     // what is left when the noise of counting is taken off: the widening is for onsets, not for that
     let span = width as f64 * seconds;
     let firm: Vec<f64> = smooth.iter().map(|v| (v - NOISE * (v / span).sqrt()).max(0.0)).collect();
