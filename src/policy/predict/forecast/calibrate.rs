@@ -39,9 +39,9 @@ const RECENT: [f64; 2] = [0.06, 0.015];
 /// Step of the adaptive conformal level.
 const GAMMA: f64 = 0.004;
 /// Losses of this many minutes ago count 1/e.
-const DISCOUNT: f64 = 1.0 - 1.0 / 333.0;
+const DISCOUNT: f64 = 1.0 - 1.0 / 1000.0;
 /// How sharply the mixture prefers the best.
-const RATE: f64 = 12.0;
+const RATE: f64 = 30.0;
 /// Deviation of the residuals over their scale that is assumed before any was seen.
 const PRIOR_SPREAD: f32 = 1.5;
 

@@ -3,13 +3,25 @@
 use super::anomaly::Mood;
 use super::ets::Smoothing;
 use super::level::{Ewma, Trend};
+use super::minutes::Minutes;
 use super::regress::{Kind, Regressions};
+use super::season::Season;
 
 /// Minutes ahead that are forecast directly; those between are interpolated.
 pub(super) const HORIZONS: [usize; 2] = [1, 5];
 /// Their names, in the order of their forecasts.
-pub(super) const NAMES: [&str; 8] =
-    ["last_minute", "ewma_slow", "ewma", "ewma_fast", "trend", "ar", "arima", "ets"];
+pub(super) const NAMES: [&str; 10] = [
+    "last_minute",
+    "ewma_slow",
+    "ewma",
+    "ewma_fast",
+    "trend",
+    "ar",
+    "arima",
+    "ets",
+    "season_short",
+    "season_long",
+];
 /// How many there are.
 pub(super) const EXPERTS: usize = NAMES.len();
 /// One forecast of each, requests per minute.
@@ -22,6 +34,7 @@ pub(super) struct Experts {
     trend: Trend,
     regressions: Regressions,
     ets: Smoothing,
+    seasons: [Season; 2],
 }
 
 impl Experts {
@@ -32,6 +45,7 @@ impl Experts {
             trend: Trend::default(),
             regressions: Regressions::new(HORIZONS),
             ets: Smoothing::new(),
+            seasons: [Season::short(), Season::long()],
         }
     }
 
@@ -49,23 +63,28 @@ impl Experts {
         self.ets.learn(learnt);
     }
 
-    /// Forecasts for the horizon with this index.
-    pub(super) fn forecast(&self, horizon: usize) -> Said {
+    /// Forecasts for the horizon with this index. Where no pattern is known the seasons say what AR does.
+    pub(super) fn forecast(&self, horizon: usize, minutes: &Minutes) -> Said {
         let ahead = HORIZONS[horizon];
+        let ar = self.regressions.forecast(horizon, Kind::Ar);
+        let season = |i: usize| self.seasons[i].forecast(minutes, ahead).unwrap_or(ar);
         [
             self.last,
             self.ewma[0].forecast(),
             self.ewma[1].forecast(),
             self.ewma[2].forecast(),
             self.trend.forecast(ahead),
-            self.regressions.forecast(horizon, Kind::Ar),
+            ar,
             self.regressions.forecast(horizon, Kind::Arima),
             self.ets.forecast(ahead),
+            season(0),
+            season(1),
         ]
     }
 
-    pub(super) fn refit(&mut self, day: &[f64]) {
+    pub(super) fn refit(&mut self, minutes: &Minutes, day: &[f64]) {
         self.ets.refit(day);
+        self.seasons.iter_mut().for_each(|season| season.refit(minutes));
     }
 }
 

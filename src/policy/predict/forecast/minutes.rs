@@ -9,15 +9,21 @@ use std::collections::VecDeque;
 pub(super) const KEEP: usize = 14 * 24 * 60;
 
 /// Counts by minute, oldest first; `NaN` inside marks a gap.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Minutes {
+    keep: usize,
     counts: VecDeque<f32>,
     observed: usize,
 }
 
 impl Minutes {
+    /// A ring of the last `keep` minutes.
+    pub(super) fn new(keep: usize) -> Self {
+        Self { keep, counts: VecDeque::new(), observed: 0 }
+    }
+
     pub(super) fn push(&mut self, count: Option<f64>) {
-        if self.counts.len() >= KEEP && self.counts.pop_front().is_some_and(|old| !old.is_nan()) {
+        if self.counts.len() >= self.keep && self.counts.pop_front().is_some_and(|old| !old.is_nan()) {
             self.observed -= 1;
         }
         self.observed += usize::from(count.is_some());
@@ -27,6 +33,12 @@ impl Minutes {
     /// Minutes held that were watched.
     pub(super) fn observed(&self) -> usize {
         self.observed
+    }
+
+    /// The count `ago` minutes before the last closed one (0: the last).
+    pub(super) fn ago(&self, ago: usize) -> Option<f64> {
+        let at = self.counts.len().checked_sub(ago + 1)?;
+        self.counts.get(at).filter(|c| !c.is_nan()).map(|c| f64::from(*c))
     }
 
     /// The last `n`, oldest first; a gap is filled with what came before it.

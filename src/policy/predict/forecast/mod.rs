@@ -23,6 +23,7 @@ mod level;
 mod minutes;
 mod outlook;
 mod regress;
+mod season;
 mod window;
 
 pub use distribution::Forecast;
@@ -46,7 +47,10 @@ const MOST: f64 = 1e12;
 /// Forecasts the requests of the next minutes from those of the last two weeks.
 #[derive(Clone, Debug)]
 pub struct Forecaster {
+    /// What was counted, for the seasons.
     minutes: Minutes,
+    /// What was learnt of it, for the fits: outliers tamed.
+    learnt: Minutes,
     anomaly: Anomaly,
     experts: Experts,
     outlooks: [Outlook; HORIZONS.len()],
@@ -68,7 +72,8 @@ impl Forecaster {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            minutes: Minutes::default(),
+            minutes: Minutes::new(minutes::KEEP),
+            learnt: Minutes::new(ets::POINTS),
             anomaly: Anomaly::new(),
             experts: Experts::new(),
             outlooks: std::array::from_fn(Outlook::new),
@@ -93,11 +98,12 @@ impl Forecaster {
             }
         };
         self.outlooks.iter_mut().for_each(|outlook| outlook.judge(y));
-        self.minutes.push(learnt.map(|(_, learnt)| learnt));
+        self.minutes.push(y);
+        self.learnt.push(learnt.map(|(_, learnt)| learnt));
         self.experts.learn(learnt);
         let known = known || y.is_some();
         for (horizon, outlook) in self.outlooks.iter_mut().enumerate() {
-            outlook.look(self.anomaly.mood(), known.then(|| self.experts.forecast(horizon)));
+            outlook.look(self.anomaly.mood(), known.then(|| self.experts.forecast(horizon, &self.minutes)));
         }
         self.since_refit += 1;
     }
@@ -112,7 +118,7 @@ impl Forecaster {
     /// The heavy fits. Forecasts before the first call work, only worse.
     pub fn refit(&mut self) {
         self.since_refit = 0;
-        self.experts.refit(&self.minutes.last(ets::POINTS));
+        self.experts.refit(&self.minutes, &self.learnt.last(ets::POINTS));
     }
 
     /// Predictive distribution of the requests in the minute `ahead` minutes after the last closed one: 1 to 5,
@@ -159,7 +165,7 @@ impl Forecaster {
     /// What this occupies, bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let heap = self.minutes.bytes() + self.anomaly.bytes();
+        let heap = self.minutes.bytes() + self.learnt.bytes() + self.anomaly.bytes();
         size_of::<Self>() + heap + self.outlooks.iter().map(Outlook::bytes).sum::<usize>()
     }
 }
