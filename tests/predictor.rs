@@ -194,11 +194,9 @@ fn plans_that_stay_away_bring_the_static_limit_back() {
     let mut w = World::new(scaling, 1);
     w.seconds(300, |_| 1);
     assert!(w.engine.status().limit < 40 && !w.engine.status().stale);
-    // the predictor is dead, the engine still ticks
-    for _ in 0..92 {
-        w.now += 1;
-        w.on(Event::Tick);
-    }
+    // the predictor is dead, and nobody ticks any more: a request finds out
+    w.now += 92;
+    w.on(Event::Cancel(Ticket(u64::MAX)));
     assert_eq!((w.engine.status().limit, w.engine.status().stale), (40, true));
     w.seconds(40, |_| 1);
     assert!(!w.engine.status().stale);

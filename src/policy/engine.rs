@@ -59,8 +59,8 @@ pub struct Engine {
     /// Permits that work conservation brought, and until when no plan may take them away.
     held: (u32, MonoTime),
     changed: Option<MonoTime>,
-    /// When the last plan came, and whether the next is so late that the static limit stands in.
-    planned: MonoTime,
+    /// When the next plan is so late that the static limit stands in, and whether it is.
+    stale_at: MonoTime,
     stale: bool,
     draining: bool,
     timer: Option<MonoTime>,
@@ -92,7 +92,7 @@ impl Engine {
             supply: None,
             held: (0, now),
             changed: None,
-            planned: now,
+            stale_at: scaling::stale_at(s, now),
             stale: false,
             draining: false,
             timer: None,
@@ -107,6 +107,7 @@ impl Engine {
         let now = now.max(self.latest);
         self.latest = now;
         self.advance(now);
+        self.fall_back(now, effects);
         match event {
             Event::Arrive(ticket, arrival) => self.arrive(now, ticket, arrival, effects),
             Event::Cancel(ticket) => {
@@ -119,7 +120,6 @@ impl Engine {
                 if self.timer.is_some_and(|at| at <= now) {
                     self.timer = None;
                 }
-                self.fall_back(now, effects);
             }
             Event::Install(decision) => self.install(now, decision, effects),
             Event::Supply(limit) => self.supply(now, limit, effects),

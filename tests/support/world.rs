@@ -250,10 +250,7 @@ impl World {
                 let flight = self.flights.remove(&ticket);
                 self.in_flight -= u32::from(flight.is_some_and(|f| f.kind.takes_permit()));
             }
-            Event::Install(ref decision) => {
-                self.planned = self.now;
-                expected.decision = Some(decision.clone());
-            }
+            Event::Install(ref decision) => expected.decision = Some(decision.clone()),
             Event::Supply(limit) => self.supply = limit,
             Event::Drain => self.draining = true,
             Event::FirstByte { .. } | Event::Tick => {}
@@ -308,6 +305,7 @@ impl World {
             }
             Effect::Decided(decision) => {
                 let asked = expected.decision.take().expect("a decision nobody took");
+                self.planned = self.now;
                 let status = self.engine.status();
                 assert_eq!((decision.need, decision.applied), (asked.need, asked.applied));
                 let held = if self.now < self.held.1 { self.held.0 } else { 0 };

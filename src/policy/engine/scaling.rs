@@ -15,7 +15,7 @@ const MISSED_PLANS: u32 = 3;
 
 impl Engine {
     pub(super) fn install(&mut self, now: MonoTime, mut decision: Decision, effects: &mut Vec<Effect>) {
-        (self.planned, self.stale) = (now, false);
+        (self.stale_at, self.stale) = (stale_at(&self.params.scaling, now), false);
         self.need = decision.need;
         if now < self.held.1 {
             decision.to = decision.to.max(self.held.0);
@@ -66,16 +66,21 @@ impl Engine {
     }
 
     /// Plans that stay away must not leave the limit where an old one put it: it goes back to the static one.
+    /// Whatever happens asks, not only the tick: what sends plans may be what sends ticks.
     pub(super) fn fall_back(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        let s = &self.params.scaling;
-        let late = predict::interval(s) * MISSED_PLANS;
-        if self.stale || s.policy == PolicyKind::Fixed || now.since(self.planned) <= late {
+        if self.stale || now <= self.stale_at {
             return;
         }
         self.stale = true;
+        let s = &self.params.scaling;
         if s.mode == Mode::Act {
             let limit = s.initial_permits.min(self.ceiling());
             self.resize(now, limit, Reason::Stale, effects);
         }
     }
+}
+
+/// When a plan that does not come after `now` is missing.
+pub(super) fn stale_at(s: &predict::Params, now: MonoTime) -> MonoTime {
+    if s.policy == PolicyKind::Fixed { MonoTime::MAX } else { now + predict::interval(s) * MISSED_PLANS }
 }

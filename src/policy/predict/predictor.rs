@@ -111,8 +111,8 @@ impl Predictor {
         self.look_ahead(s);
         let rate = self.rate(s, self.params.warm_up);
         let a = rate * self.service.mean();
-        let idle =
-            rate * 60.0 < 0.5 && self.last_arrival.is_none_or(|at| s.at.as_secs() - at > SILENCE.as_secs());
+        let idle = rate * 60.0 < 0.5
+            && self.last_arrival.is_none_or(|at| s.at.as_secs().saturating_sub(at) > SILENCE.as_secs());
         let warm = if idle { 0.0 } else { (a + 3.0 * a.sqrt() + 2.0).ceil().max(self.high_water.ceil()) };
         self.ready = Ready { connections: (warm as u32).min(s.ceiling), replicas: Some(self.ask_for(s)) };
         self.ready
