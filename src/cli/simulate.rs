@@ -1,11 +1,13 @@
 //! `tidegate simulate`: a log or a synthetic workload through the policies, on virtual time; and
-//! `tidegate simulate forecast`: how well its arrivals could have been foretold.
+//! `tidegate simulate forecast`: how well its arrivals could have been foretold; `tidegate simulate suite`:
+//! the reference scenarios.
 //!
 //! This file reads the command line and says what came of it; the simulation is `crate::simulate`.
 
 mod bar;
 mod forecast;
 mod input;
+mod suite;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -78,6 +80,8 @@ pub(super) struct Options {
 enum Command {
     /// Scores the forecast of the arrivals against simple methods, without peeking at what came later.
     Forecast(forecast::Options),
+    /// Plays the reference scenarios and writes the tables of docs/results.md.
+    Suite(suite::Options),
 }
 
 /// Where the requests come from.
@@ -172,6 +176,7 @@ Example, your own Monday:
 pub(super) fn simulate(options: &Options) -> ExitCode {
     let done = match &options.command {
         Some(Command::Forecast(options)) => options.score(),
+        Some(Command::Suite(options)) => options.run(),
         None => options.compare(),
     };
     match done {
