@@ -10,7 +10,8 @@
 //! leads       ⇔ pinball loss of that < 0.7 × the best non-seasonal forecast's, over the last 3 periods
 //! ```
 //! The widening is the spread of the onsets: the one with the least loss, so that a burst which comes
-//! twenty seconds early or late is still covered. A burst that fails to come changes one value in eight.
+//! twenty seconds early or late is still covered, and is not waited for once it has come and gone. A burst
+//! that fails to come changes one value in eight.
 //! Daily and weekly patterns are the minute forecaster's.
 //!
 //! Called by the predictor once a second; the search runs once a minute.
@@ -46,6 +47,21 @@ struct Model {
     ratio: f64,
     /// The same in the last 8.
     long: f64,
+    /// Mean rate over the last periods, requests per second.
+    mean: f64,
+    /// Bins of a period, in the mean, that are clearly above that.
+    busy: f64,
+}
+
+/// What has come of the burst that is due now.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Due {
+    /// Bins in which it was here.
+    seen: u32,
+    /// Bins since then.
+    since: u32,
+    /// It came and went: no reason to wait for it any longer.
+    over: bool,
 }
 
 /// The recurring part of demand. At most about 270 KiB.
@@ -60,6 +76,7 @@ pub struct Season {
     /// The open bin: seconds that passed, seconds watched, arrivals.
     open: (u32, u32, f64),
     model: Option<Model>,
+    due: Due,
     /// Periods (in bins) that failed the test, and until when (bins closed) they are not tested again.
     failed: VecDeque<(f64, u64)>,
 }
@@ -84,6 +101,7 @@ impl Season {
         let (_, watched, sum) = std::mem::take(&mut self.open);
         let rate = if watched >= 3 { (sum / f64::from(watched)) as f32 } else { f32::NAN };
         self.push(rate);
+        self.follow();
         if self.closed.is_multiple_of(LOOK_EVERY) {
             self.look();
         }
@@ -126,6 +144,30 @@ impl Season {
     #[must_use]
     pub fn peak(&self, from: f64, to: f64) -> Option<f64> {
         let model = self.model?;
+        let expected = self.expected(&model, from, to)?;
+        Some(if self.due.over { expected.min(model.mean) } else { expected })
+    }
+
+    /// Whether the burst that is due has come and gone. The widening keeps its place ready for as long as it
+    /// may still come; once it is over that is waste.
+    fn follow(&mut self) {
+        let Some(model) = self.model else { return };
+        let expected = self.expected(&model, 0.0, 0.0).unwrap_or(0.0);
+        if expected < 1.5 * model.mean {
+            self.due = Due::default();
+            return;
+        }
+        let recent =
+            self.bins.range(self.bins.len().saturating_sub(2)..).map(|v| f64::from(*v)).sum::<f64>() / 2.0;
+        if recent > (expected + model.mean) / 2.0 {
+            self.due = Due { seen: self.due.seen + 1, since: 0, over: false };
+        } else {
+            self.due.since += 1;
+            self.due.over = self.due.since >= 2 && f64::from(self.due.seen) >= 0.6 * model.busy;
+        }
+    }
+
+    fn expected(&self, model: &Model, from: f64, to: f64) -> Option<f64> {
         if !(from.is_finite() && to.is_finite() && from <= to) {
             return None;
         }
@@ -197,10 +239,8 @@ impl Season {
                 continue;
             }
             match self.tested(period) {
-                Some(found) if found.ratio < EARNED => {
-                    if self.model.is_none_or(|now| better(&found, &now)) {
-                        self.model = Some(found);
-                    }
+                Some(found) if found.ratio < EARNED && self.model.is_none_or(|now| better(&found, &now)) => {
+                    self.model = Some(found);
                 }
                 Some(found) if found.ratio > HOPELESS => self.fail(period),
                 _ => {}
@@ -221,7 +261,11 @@ impl Season {
         let each = backtest::grain(period);
         let known = self.decimated(each, backtest::reach(period / each as f64));
         let verdict = backtest::judge(&known, period / each as f64, each as f64 * BIN)?;
+        let recent = &known[known.len().saturating_sub((8.0 * period / each as f64) as usize)..];
+        let (mean, busy) = busy(recent);
         Some(Model {
+            mean,
+            busy: busy * period,
             period,
             widening: careful(verdict.widening * each),
             ratio: verdict.ratio,
@@ -245,6 +289,19 @@ fn better(found: &Model, now: &Model) -> bool {
         0.9
     };
     found.ratio < now.ratio.min(now.long) * enough
+}
+
+/// Mean of the rates, and the share of them that is clearly above it: half way to a high one.
+fn busy(rates: &[f64]) -> (f64, f64) {
+    let mut known: Vec<f64> = rates.iter().copied().filter(|v| v.is_finite()).collect();
+    if known.is_empty() {
+        return (0.0, 1.0);
+    }
+    let n = known.len();
+    let mean = known.iter().sum::<f64>() / n as f64;
+    let (_, high, _) = known.select_nth_unstable_by(n - 1 - n / 50, f64::total_cmp);
+    let clear = (mean + *high) / 2.0;
+    (mean, rates.iter().filter(|v| **v > clear).count() as f64 / n as f64)
 }
 
 /// The widening to act on: the past shows few onsets, and the next may stray further than any of them.
@@ -303,6 +360,11 @@ mod tests {
         let (quiet, loud) = (s.peak(0.0, 60.0).unwrap(), s.peak(100.0, 200.0).unwrap());
         assert!((3.0..8.0).contains(&quiet), "{quiet}");
         assert!((14.0..20.0).contains(&loud), "{loud}");
+        // it came and went, and is not waited for any longer
+        feed(&mut s, 4, 255, |t| spike(t + 3_900.0));
+        assert!(s.due.over && s.peak(0.0, 33.0).unwrap() < 8.0, "{:?}", s.due);
+        feed(&mut s, 5, 700, |t| spike(t + 4_155.0));
+        assert!(!s.due.over && s.peak(90.0, 120.0).unwrap() > 14.0, "the next is due at 4950");
     }
 
     #[test]
