@@ -1,6 +1,8 @@
 //! The predictor and the engine together, second by second: whatever happens, the plans are finite, within
 //! bounds, and sensible, and nobody waits below the ceiling.
 
+#![expect(clippy::expect_used, reason = "a helper that fails is a test that fails")]
+
 use std::time::Duration;
 
 use proptest::collection::vec;

@@ -325,7 +325,7 @@ impl Predictor {
             self.threshold.moved(s.at, direction, p.cooldown);
         }
         self.confidence = confidence;
-        let outlook = self.outlook();
+        let outlook = self.outlook().map(Box::new);
         let p = &self.params;
         Decision {
             at: s.at,

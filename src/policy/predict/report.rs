@@ -116,7 +116,7 @@ pub struct Decision {
     /// Time since the previous change of the permits.
     pub since_change: Duration,
     /// What the predictor knew, if the policy has one.
-    pub outlook: Option<Outlook>,
+    pub outlook: Option<Box<Outlook>>,
 }
 
 /// What should be ready before it is needed.
