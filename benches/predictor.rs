@@ -47,13 +47,13 @@ fn main() {
     let began = Instant::now();
     for second in 0..days * DAY {
         let now = MonoTime::from_secs(second);
-        history.advance(now, 20, 20);
+        history.advance(now, 0, 20, 0);
         for _ in 0..arrivals(second) {
             history.arrived(now);
             history.finished();
         }
         let at = MonoTime::from_secs(second + 1);
-        history.advance(at, 20, 20);
+        history.advance(at, 0, 20, 0);
         let snapshot = Snapshot {
             at,
             wall: Wall { unix: second as i64, hour: ((second / 3600) % 24) as u8 },
@@ -61,6 +61,7 @@ fn main() {
             queued: 0,
             in_flight: 20,
             ceiling: 1000,
+            held: 0,
             since_change: None,
             age: Duration::from_secs(second + 1),
             history: &history,

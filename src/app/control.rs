@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::app::Shared;
+use crate::proxy::Gate;
 use crate::telemetry::{Admin, serve_connection};
 
 /// Scrapes and probes at once; more than that is a mistake or an attack.
@@ -43,6 +44,7 @@ impl Control {
         let tasks = TaskTracker::new();
         tasks.spawn(serve_admin(self.admin, self.admin_socket));
         tasks.spawn(self.shared.gate.clone().run_timer());
+        tasks.spawn(watch(self.shared.gate.clone()));
         let stop = self.shared.stop.clone();
         stop.drain.cancelled().await;
         self.shared.begin_drain();
@@ -57,6 +59,17 @@ impl Control {
         }
         self.shared.tunnels.end();
         self.shared.force.cancel();
+    }
+}
+
+/// Ticks as well, in case the predictor's thread, which does, should hang or be gone: only so can the engine
+/// notice that plans fail to come.
+async fn watch(gate: Arc<Gate>) -> Infallible {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        seconds.tick().await;
+        gate.tick();
     }
 }
 

@@ -134,7 +134,7 @@ impl Engine {
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let in_flight = self.permits.in_flight();
         let tunnels = u32::try_from(self.websockets).unwrap_or(u32::MAX);
-        self.history.advance(now, in_flight.saturating_add(waiting), in_flight.saturating_sub(tunnels));
+        self.history.advance(now, waiting, in_flight.saturating_sub(tunnels), tunnels);
         // while the breaker is open the queue stands still, which says nothing about its pace
         let busy = waiting > 0 && self.breaker.state() == BreakerState::Closed;
         self.drain_rate.advance(now, busy);

@@ -142,10 +142,11 @@ impl Gate {
 
     /// What a predictor may look at. `ask` runs outside the lock, on a copy.
     pub fn consult<T>(&self, wall: Wall, ask: impl FnOnce(&Snapshot<'_>) -> T) -> T {
-        let now = self.clock.now();
         let history;
         let snapshot = {
             let inner = self.lock();
+            // under the lock, or what others did meanwhile would lie in its future
+            let now = self.clock.now();
             history = inner.engine.history().clone();
             inner.engine.snapshot(now, wall, &history)
         };

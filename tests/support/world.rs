@@ -44,7 +44,8 @@ pub(crate) struct World {
     limit: u32,
     in_flight: u32,
     draining: bool,
-    supply: Option<u32>,
+    /// The learned limit before the last event that told of one, and after it.
+    supplied: (Option<u32>, Option<u32>),
     /// What work conservation brought, and until when.
     held: (u32, MonoTime),
     planned: MonoTime,
@@ -89,7 +90,7 @@ impl World {
             now,
             in_flight: 0,
             draining: false,
-            supply: None,
+            supplied: (None, None),
             held: (0, now),
             planned: now,
             waiting: Vec::new(),
@@ -251,7 +252,7 @@ impl World {
                 self.in_flight -= u32::from(flight.is_some_and(|f| f.kind.takes_permit()));
             }
             Event::Install(ref decision) => expected.decision = Some(decision.clone()),
-            Event::Supply(limit) => self.supply = limit,
+            Event::Supply(limit) => self.supplied = (self.supplied.1, limit),
             Event::Drain => self.draining = true,
             Event::FirstByte { .. } | Event::Tick => {}
         }
@@ -333,9 +334,13 @@ impl World {
     }
 
     fn ceiling(&self) -> u32 {
+        self.ceiling_under(self.supplied.1)
+    }
+
+    fn ceiling_under(&self, learned: Option<u32>) -> u32 {
         let s = &self.params.scaling;
         let article = if s.policy == PolicyKind::Article { s.article_emergency } else { 0 };
-        s.max_permits.max(article).min(self.supply.unwrap_or(u32::MAX).max(1))
+        s.max_permits.max(article).min(learned.unwrap_or(u32::MAX).max(1))
     }
 
     /// A move of the limit between two decisions has the reason it names.
@@ -356,6 +361,9 @@ impl World {
             }
             Reason::Stale => {
                 assert!(self.now.since(self.planned) > 3 * predict::interval(s), "{event:?}");
+                // the engine falls back before it hears what else has happened
+                let told = matches!(event, Event::Supply(_));
+                let ceiling = if told { self.ceiling_under(self.supplied.0) } else { ceiling };
                 assert_eq!(to, s.initial_permits.min(ceiling));
             }
             other => panic!("the limit moved for {other:?}"),

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::policy::engine::{Effect, Engine};
-use crate::policy::predict::{self, Decision, Mode, PolicyKind, Reason};
+use crate::policy::predict::{self, Decision, Direction, Mode, PolicyKind, Reason};
 use crate::policy::units::MonoTime;
 
 /// Plans in a row that may fail to come before the static limit stands in.
@@ -21,6 +21,11 @@ impl Engine {
             decision.to = decision.to.max(self.held.0);
         }
         decision.to = decision.to.clamp(self.floor().min(self.ceiling()), self.ceiling());
+        // what is told is the move that is made, not the one that was asked for before others moved it
+        if decision.applied {
+            decision.from = self.permits.limit();
+            decision.direction = Direction::of(decision.from, decision.to);
+        }
         if decision.applied && decision.to != self.permits.limit() {
             self.permits.resize(decision.to);
             self.changed = Some(now);

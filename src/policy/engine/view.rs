@@ -21,6 +21,7 @@ impl Engine {
             queued: self.queue.len(),
             in_flight: self.permits.in_flight(),
             ceiling: self.ceiling(),
+            held: if now < self.held.1 { self.held.0 } else { 0 },
             since_change: self.changed.map(|at| now.since(at)),
             age: now.since(self.began),
             history,

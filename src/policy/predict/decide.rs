@@ -30,6 +30,8 @@ pub struct Snapshot<'a> {
     pub in_flight: u32,
     /// Permits there can be at most: `max_permits`, or the learned limit where that is lower.
     pub ceiling: u32,
+    /// Permits that work conservation brought and that no plan may take away yet.
+    pub held: u32,
     /// Time since the permits last changed; `None` if they never did.
     pub since_change: Option<Duration>,
     /// Time since the engine began.
@@ -137,7 +139,7 @@ mod tests {
 
     fn history(demand: u32, seconds: u64) -> History {
         let mut h = History::new(MonoTime::ZERO, 300);
-        h.advance(MonoTime::from_secs(seconds), demand, demand);
+        h.advance(MonoTime::from_secs(seconds), 0, demand, 0);
         h
     }
 
@@ -149,6 +151,7 @@ mod tests {
             queued: 0,
             in_flight: 0,
             ceiling: 1000,
+            held: 0,
             since_change: None,
             age: Duration::from_secs(age),
             history,
@@ -196,7 +199,7 @@ mod tests {
         for minute in 0..5 {
             for n in 0..60 {
                 let t = MonoTime::from_secs(minute * 60 + n);
-                h.advance(t, 0, 0);
+                h.advance(t, 0, 0, 0);
                 h.arrived(t);
             }
         }

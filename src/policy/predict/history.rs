@@ -17,6 +17,8 @@ pub struct Second {
     pub demand_mean: f64,
     /// The most of them at one moment.
     pub demand_peak: u32,
+    /// Mean of requests waiting.
+    pub waiting_mean: f64,
     /// Mean of requests in flight, tunnels left out: what Little's law calls the number in service.
     pub flight_mean: f64,
     /// The most requests in flight at one moment, tunnels left out.
@@ -59,9 +61,9 @@ impl History {
         }
     }
 
-    /// Time passes up to `now`, during which `demand` requests were in flight or waiting, `flight` of them
-    /// in flight.
-    pub fn advance(&mut self, now: MonoTime, demand: u32, flight: u32) {
+    /// Time passes up to `now`, during which so many requests waited and were in flight, and so many tunnels
+    /// were open.
+    pub fn advance(&mut self, now: MonoTime, waiting: u32, flight: u32, tunnels: u32) {
         if now <= self.upto {
             return;
         }
@@ -77,7 +79,7 @@ impl History {
         }
         while self.index < now.as_secs() {
             let end = MonoTime::from_nanos((self.index + 1).saturating_mul(SECOND));
-            self.integrate(end, demand, flight);
+            self.integrate(end, waiting, flight, tunnels);
             let next = Second { gap, ..Second::default() };
             self.seconds.push_back(std::mem::replace(&mut self.open, next));
             if self.seconds.len() > KEEP_SECONDS {
@@ -85,7 +87,7 @@ impl History {
             }
             self.index += 1;
         }
-        self.integrate(now, demand, flight);
+        self.integrate(now, waiting, flight, tunnels);
         // the second in which the process came back is watched from here on
         self.open.gap = false;
     }
@@ -125,8 +127,10 @@ impl History {
         (first..).zip(self.seconds.iter().skip(skip).copied())
     }
 
-    fn integrate(&mut self, to: MonoTime, demand: u32, flight: u32) {
+    fn integrate(&mut self, to: MonoTime, waiting: u32, flight: u32, tunnels: u32) {
         let dt = to.since(self.upto).as_secs_f64();
+        let demand = waiting.saturating_add(flight).saturating_add(tunnels);
+        self.open.waiting_mean += f64::from(waiting) * dt;
         self.open.demand_mean += f64::from(demand) * dt;
         self.open.flight_mean += f64::from(flight) * dt;
         self.open.flight_peak = self.open.flight_peak.max(flight);
@@ -142,11 +146,11 @@ mod tests {
     #[test]
     fn seconds_in_which_the_process_stood_still_are_gaps() {
         let mut h = History::new(MonoTime::ZERO, 0);
-        h.advance(MonoTime::from_secs(2), 1, 1);
+        h.advance(MonoTime::from_secs(2), 0, 1, 0);
         // stopped for a minute, then back at its ticks
-        h.advance(MonoTime::from_secs(62), 1, 1);
-        h.advance(MonoTime::from_secs(63), 1, 1);
-        h.advance(MonoTime::from_secs(64), 1, 1);
+        h.advance(MonoTime::from_secs(62), 0, 1, 0);
+        h.advance(MonoTime::from_secs(63), 0, 1, 0);
+        h.advance(MonoTime::from_secs(64), 0, 1, 0);
         let gaps: Vec<_> = h.last(100).filter(|(_, s)| s.gap).map(|(i, _)| i).collect();
         assert_eq!(gaps, (2..62).collect::<Vec<_>>());
     }
@@ -155,9 +159,9 @@ mod tests {
     fn demand_is_averaged_over_time_and_arrivals_are_counted_where_they_fell() {
         let mut h = History::new(MonoTime::ZERO, 300);
         let t = MonoTime::ZERO + Duration::from_millis(500);
-        h.advance(t, 0, 0);
+        h.advance(t, 0, 0, 0);
         h.arrived(t);
-        h.advance(MonoTime::from_secs(2), 10, 4);
+        h.advance(MonoTime::from_secs(2), 4, 4, 2);
         let seconds: Vec<_> = h.last(10).collect();
         assert_eq!(seconds.len(), 2);
         let first = Second {
@@ -176,10 +180,10 @@ mod tests {
     fn memory_is_bounded_through_silence_and_storm() {
         let mut h = History::new(MonoTime::ZERO, 300);
         for n in 0..10_000 {
-            h.advance(MonoTime::from_secs(n / 10), 1, 1);
+            h.advance(MonoTime::from_secs(n / 10), 0, 1, 0);
             h.arrived(MonoTime::from_secs(n / 10));
         }
-        h.advance(MonoTime::from_secs(10_000_000), 1, 1);
+        h.advance(MonoTime::from_secs(10_000_000), 0, 1, 0);
         assert_eq!(h.last(usize::MAX).count(), KEEP_SECONDS);
         assert_eq!(h.arrivals().len(), 300);
         assert_eq!(h.last(1).next().map(|(i, _)| i), Some(9_999_999));

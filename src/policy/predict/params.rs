@@ -77,9 +77,9 @@ pub struct Params {
     pub emergency_queue: usize,
     /// `predictive`: how far ahead the demand for permits is forecast.
     pub horizon: Duration,
-    /// `predictive`: the quantile of demand that is provided for, in [0.5, 1).
+    /// `predictive`: the quantile of demand that is provided for, in (0.5, 1).
     pub quantile: f64,
-    /// `predictive`: how probable it must be that a decision is right, in [0.5, 1).
+    /// `predictive`: how probable it must be that a decision is right, in (0.5, 1).
     pub confidence: f64,
     /// `predictive`: windows in which demand will be different.
     pub calendar: Calendar,
@@ -176,8 +176,8 @@ impl Params {
             bad("horizon", "must be between 10s and 5m".into());
         }
         for (key, share) in [("quantile", self.quantile), ("confidence", self.confidence)] {
-            if !(0.5..1.0).contains(&share) {
-                bad(key, "must be at least 0.5 and below 1".into());
+            if !(share > 0.5 && share < 1.0) {
+                bad(key, "must be above 0.5 and below 1".into());
             }
         }
         match self.article_window {

@@ -33,6 +33,8 @@ const SILENCE: Duration = Duration::from_secs(3600);
 const LONG_WAIT: f64 = 1.0;
 /// Minutes of history from which on the configured baseline says nothing any more.
 const BASELINE_MINUTES: usize = 60;
+/// Seconds over which demand before a calendar window is averaged.
+const BEFORE_SECONDS: usize = 300;
 /// Watched seconds below which a minute says too little to count.
 const WATCHED: u32 = 30;
 /// Seconds whose absence is worth telling the forecaster of: its memory.
@@ -69,6 +71,8 @@ pub struct Predictor {
     hot: (f64, MonoTime),
     /// What the calendar says, and the minute it was asked in.
     foreseen: (i64, Foreseen),
+    /// Requests per second before the window that is on or coming: what its factor multiplies.
+    before_window: f64,
     /// Rate that the last plan reckoned with, requests per second.
     planned_rate: f64,
     confidence: f64,
@@ -93,6 +97,7 @@ impl Predictor {
             last_arrival: None,
             hot: (0.0, MonoTime::ZERO),
             foreseen: (i64::MIN, Foreseen { factor: 1.0, floor_rpm: 0.0 }),
+            before_window: 0.0,
             planned_rate: 0.0,
             confidence: 0.0,
             ready: Ready::default(),
@@ -120,15 +125,14 @@ impl Predictor {
 
     fn ask_for(&mut self, s: &Snapshot<'_>) -> Desired {
         let start = self.params.replicas.horizon();
-        let (rate_60s, factor) = (decide::arrivals_per_second(s.history, 60), self.foreseen.1.factor);
         let load = Load {
             rate_6s: decide::arrivals_per_second(s.history, 6),
-            rate_60s,
+            rate_60s: decide::arrivals_per_second(s.history, 60),
             in_flight: f64::from(s.in_flight),
             queued: s.queued as f64,
             work: self.service.unhindered().map_or(self.service.mean(), |w| w.min(self.service.mean())),
             season: self.season.peak(0.0, start.as_secs_f64()),
-            forecast_q: self.announced(s).max(if factor > 1.0 { rate_60s * factor } else { 0.0 }),
+            forecast_q: self.announced(s),
             ready: None,
             slowdown: self.service.slowdown(),
         };
@@ -247,7 +251,12 @@ impl Predictor {
         if self.foreseen.0 != minute && !self.params.calendar.is_empty() {
             let span = self.params.horizon.max(self.params.warm_up).max(self.params.replicas.horizon());
             let horizon = span + Duration::from_secs(60);
+            let was = self.foreseen.1.factor;
             self.foreseen = (minute, self.params.calendar.foreseen(s.wall.unix, horizon));
+            // measured demand shows the window's factor once it is on: it must not be multiplied twice
+            if was == 1.0 || self.foreseen.1.factor == 1.0 {
+                self.before_window = decide::arrivals_per_second(s.history, BEFORE_SECONDS);
+            }
         }
     }
 
@@ -266,15 +275,17 @@ impl Predictor {
             .fold(None, |most: Option<f64>, rate| Some(most.map_or(rate, |m| m.max(rate))));
         let rate = forecast.unwrap_or_else(|| decide::arrivals_per_second(s.history, 60));
         let season = self.season.peak(0.0, span.as_secs_f64()).unwrap_or(0.0);
-        (rate.max(season) * self.foreseen.1.factor).max(self.announced(s))
+        rate.max(season).max(self.announced(s))
     }
 
-    /// What the operator announced, requests per second: the calendar's floor, and the baseline as long as there
-    /// is next to no history.
+    /// What the operator announced, requests per second: the calendar's floor and factor, and the baseline as long
+    /// as there is next to no history.
     fn announced(&self, s: &Snapshot<'_>) -> f64 {
         let unknown = self.forecaster.minutes() < BASELINE_MINUTES;
         let baseline = if unknown { self.params.baseline.rpm(s.wall.hour) } else { 0.0 };
-        self.foreseen.1.floor_rpm.max(baseline) / 60.0
+        let Foreseen { factor, floor_rpm } = self.foreseen.1;
+        let multiplied = if factor > 1.0 { self.before_window * factor } else { 0.0 };
+        (floor_rpm.max(baseline) / 60.0).max(multiplied)
     }
 
     /// The forecasts of the minutes that the next `span` touches.
@@ -295,19 +306,21 @@ impl Predictor {
         // demand measured in requests at the upstream, so that permits and forecast can be compared
         let limit = f64::from(s.limit);
         let exceeds = |permits: f64| {
-            let per_minute = permits / work.max(1e-9) * 60.0 / self.foreseen.1.factor;
+            let per_minute = permits / work.max(1e-9) * 60.0;
             self.within(s, p.horizon).map(|f| f.exceeds(per_minute)).fold(0.0, f64::max)
         };
-        let (more, less) =
-            (exceeds(p.scale_up_threshold * limit), 1.0 - exceeds(p.scale_down_threshold * limit));
-        let floor = bounded(f64::from(peak).max(mean).ceil());
+        // what was announced or recurs is demand as well, whatever the minute's forecast thinks of it
+        let known_rate = self.announced(s).max(self.season.peak(0.0, p.horizon.as_secs_f64()).unwrap_or(0.0));
+        let comes = |permits: f64| if known_rate * work > permits { 1.0 } else { exceeds(permits) };
+        let (more, less) = (comes(p.scale_up_threshold * limit), 1.0 - comes(p.scale_down_threshold * limit));
+        let floor = bounded(f64::from(peak).max(mean).ceil()).max(s.held.min(s.ceiling));
         self.threshold.lived(waited(s, p.cooldown) > LONG_WAIT);
         let sure = self.threshold.get();
         let known = !self.forecasts.is_empty();
         let since = s.since_change.unwrap_or(s.age);
         let (to, reason, confidence) = if s.queued > p.emergency_queue || s.at < self.hot.1 && need > s.limit
         {
-            (need.max(floor), Reason::Emergency, more)
+            (need.max(floor).max(s.limit), Reason::Emergency, more)
         } else if !known || s.age < p.warm_up {
             (s.limit.max(floor), Reason::WarmUp, 0.0)
         } else if more > sure && need > s.limit {
@@ -349,7 +362,7 @@ impl Predictor {
 fn waited(s: &Snapshot<'_>, span: Duration) -> f64 {
     let n = usize::try_from(span.as_secs().max(1)).unwrap_or(usize::MAX);
     let (waiting, arrivals) = s.history.last(n).fold((0.0, 0.0), |(waiting, arrivals), (_, second)| {
-        (waiting + (second.demand_mean - second.flight_mean).max(0.0), arrivals + f64::from(second.arrivals))
+        (waiting + second.waiting_mean, arrivals + f64::from(second.arrivals))
     });
     waiting / f64::max(arrivals, 1.0)
 }
