@@ -24,6 +24,6 @@ pub use decide::{Snapshot, Wall, interval};
 pub use history::{History, Second};
 pub use params::{ArticleWindow, Mode, Params, PolicyKind};
 pub use predictor::{Predictor, STABLE_WINDOW};
-pub use replicas::{Desired, Load, ReplicaParams, Replicas, slots_for};
+pub use replicas::{Desired, Load, Pace, ReplicaParams, Replicas, slots_for};
 pub use report::{Decision, Direction, Outlook, Ready, Reason};
 pub use season::Season;

@@ -11,8 +11,7 @@
 //! held for a moment only: the season says when it comes again. Bursts that nothing foresaw, twice, leave a
 //! [`reserve`].
 //!
-//! `per_replica` is configured, or learned: slower answers at `n` requests a replica mean that
-//! it carries `n ÷ slowdown` at full speed, which is exact for a server that shares its speed.
+//! `per_replica` is configured, or [learned](learn) from how answers slow down.
 //!
 //! Called by the predictor once a second; shown as `desired_replicas`.
 
@@ -21,9 +20,12 @@ use std::time::Duration;
 
 use crate::policy::units::{Invalid, MonoTime, checked};
 
+mod learn;
 mod reserve;
 mod slots;
 
+use learn::Learned;
+pub use learn::Pace;
 use reserve::Reserve;
 pub use slots::slots_for;
 
@@ -46,10 +48,6 @@ const BRISK: f64 = 0.12;
 const NOTICED: f64 = 2.0;
 /// Deviations by which 6 s must exceed the minute's rate to replace it.
 const SURGE: f64 = 3.0;
-/// In-flight requests of a replica of which nothing is known; the learned limit of one upstream starts there too.
-const UNKNOWN: f64 = 64.0;
-/// Answers slower than this share of the best count as slowed down.
-const SLOWED: f64 = 1.25;
 
 /// `[replicas]`: what is known of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,8 +122,8 @@ pub struct Load {
     pub forecast_q: f64,
     /// Replicas that serve; `None` where nobody says so: then those asked for a start-up time ago.
     pub ready: Option<u32>,
-    /// How much longer answers take now than at their best, 1 or more; `None` where that is not known.
-    pub slowdown: Option<f64>,
+    /// How quick the upstream was in the last minute that says something; `None` before there is one.
+    pub slowdown: Option<Pace>,
 }
 
 /// How many, and why.
@@ -145,12 +143,10 @@ pub struct Replicas {
     params: ReplicaParams,
     /// Needs that were measured and are still held: ever later, ever smaller.
     held: VecDeque<(MonoTime, u32)>,
-    /// What was asked for, by when it changed, back to one start-up time ago.
-    asked: VecDeque<(MonoTime, u32)>,
     reserve: Reserve,
     /// Smoothed rate of a burst, requests per second.
     brisk: f64,
-    learned: f64,
+    learned: Learned,
 }
 
 impl Replicas {
@@ -160,16 +156,17 @@ impl Replicas {
         Self {
             params,
             held: VecDeque::new(),
-            asked: VecDeque::new(),
             reserve: Reserve::default(),
             brisk: 0.0,
-            learned: UNKNOWN,
+            learned: Learned::new(),
         }
     }
 
     /// Replicas to ask for from now on. Call it once a second.
     pub fn desired(&mut self, now: MonoTime, s: &Load) -> Desired {
-        self.learn(now, s);
+        if let Some(pace) = &s.slowdown {
+            self.learned.learn(now, pace, s.ready, self.params.start);
+        }
         let measured = self.count(measured_rate(s), s.queued, s.work);
         let held = self.hold(now, measured, if s.season.is_some() { HOLD_SEASON } else { HOLD });
         if s.rate_6s.is_finite() {
@@ -193,14 +190,12 @@ impl Replicas {
             () if need > self.params.max => (self.params.max, "max"),
             () => (need, reason),
         };
-        if self.asked.back().is_none_or(|(_, n)| *n != replicas) {
-            self.asked.push_back((now, replicas));
-        }
+        self.learned.asked(now, replicas, self.params.start);
         Desired { replicas, reason, per_replica: self.per_replica() }
     }
 
     fn per_replica(&self) -> f64 {
-        self.params.per_replica.unwrap_or(self.learned)
+        self.params.per_replica.unwrap_or(self.learned.get())
     }
 
     fn waiting(&self) -> f64 {
@@ -224,26 +219,6 @@ impl Replicas {
         }
         self.held.front().map_or(need, |(_, n)| *n)
     }
-
-    /// What a replica carries, from how answers slow down.
-    fn learn(&mut self, now: MonoTime, s: &Load) {
-        let started = now - self.params.start;
-        while self.asked.len() > 1 && self.asked.get(1).is_some_and(|(at, _)| *at <= started) {
-            self.asked.pop_front();
-        }
-        let ready = s.ready.or(self.asked.front().map(|(_, n)| *n)).unwrap_or(1).max(1);
-        let Some(slowdown) = s.slowdown.filter(|v| v.is_finite()) else { return };
-        let each = s.in_flight / f64::from(ready);
-        if !each.is_finite() || each < 0.5 {
-            return;
-        }
-        if slowdown > SLOWED {
-            self.learned += 0.05 * (each / slowdown - self.learned).min(0.0);
-        } else if each > 0.8 * self.learned {
-            self.learned = (self.learned * 1.0005).max(each);
-        }
-        self.learned = self.learned.clamp(0.5, 1e6);
-    }
 }
 
 /// Whether what waits is more than the arrivals of two seconds: a wait that people notice.
@@ -260,6 +235,8 @@ fn measured_rate(s: &Load) -> f64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    use crate::policy::predict::service::ServiceTime;
 
     fn rule(per_replica: Option<f64>) -> Replicas {
         Replicas::new(ReplicaParams { per_replica, ..ReplicaParams::default() })
@@ -340,15 +317,156 @@ mod tests {
     #[test]
     fn what_a_replica_carries_is_learned_from_how_answers_slow_down() {
         let mut r = rule(None);
-        for t in 0..600 {
-            // two replicas at 48 each, three times slower than one alone: they carry 16
-            let s = Load { in_flight: 96.0, ready: Some(2), slowdown: Some(3.0), ..steady(8.0) };
-            r.desired(MonoTime::from_secs(t), &s);
+        let mut at = |t: u64, in_flight: f64, slowdown: f64| {
+            let slowdown = Some(Pace { minute: t / 60, in_flight, ended: 400.0, slowdown });
+            r.desired(MonoTime::from_secs(t), &Load { ready: Some(2), slowdown, ..steady(8.0) }).per_replica
+        };
+        // two replicas at 48 each, three times slower than one alone: they carry 16
+        let learned: Vec<f64> = (0..600).map(|t| at(t, 96.0, 3.0)).collect();
+        assert_eq!((learned[119], learned[239], learned[599]), (64.0, 16.0, 16.0));
+        let learned: Vec<f64> = (600..720).map(|t| at(t, 40.0, 1.0)).collect();
+        assert!((20.0..21.5).contains(&learned[119]), "carried without slowing down: {}", learned[119]);
+    }
+
+    /// Chance that is the same in every release.
+    struct Chance(u64);
+
+    impl Chance {
+        fn uniform(&mut self) -> f64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((self.0 >> 33) as f64 + 0.5) / (1_u64 << 31) as f64
         }
-        assert!((r.learned - 16.0).abs() < 0.5, "{}", r.learned);
-        let s = Load { in_flight: 40.0, ready: Some(2), slowdown: Some(1.0), ..steady(8.0) };
-        r.desired(MonoTime::from_secs(600), &s);
-        assert_eq!(r.learned, 20.0, "carried without slowing down");
+
+        fn exponential(&mut self, mean: f64) -> f64 {
+            -self.uniform().ln() * mean
+        }
+
+        /// Lognormal with this mean and a coefficient of variation of 1.1, as output lengths have.
+        fn lognormal(&mut self, mean: f64) -> f64 {
+            let variance = (1.0_f64 + 1.1 * 1.1).ln();
+            let normal = (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos();
+            mean * (variance.sqrt() * normal - variance / 2.0).exp()
+        }
+    }
+
+    /// A model server whose replicas share their speed, under the rule that learns.
+    struct Closed {
+        rate: fn(u64) -> f64,
+        /// Mean seconds of a request by itself.
+        work: fn(u64) -> f64,
+        /// Requests that a replica carries at full speed.
+        carries: f64,
+        /// Replicas there can be at most.
+        exist: u32,
+        seconds: u64,
+    }
+
+    impl Closed {
+        /// What was asked for and learned, by the second.
+        fn run(&self, seed: u64) -> Vec<(u32, f64)> {
+            let (mut chance, mut r) = (Chance(seed), rule(None));
+            let (mut next, mut open, mut waiting) = (0.0, Vec::<f64>::new(), VecDeque::<f64>::new());
+            let mut service = ServiceTime::default();
+            let (mut arrived, mut asked) = (Vec::new(), Vec::<(u32, f64)>::new());
+            for t in 0..self.seconds {
+                let (mut ended, mut flight, mut came) = (0, 0.0, 0.0);
+                let there = asked.get((t as usize).saturating_sub(30)).map_or(1, |(n, _)| *n).min(self.exist);
+                for step in 0..4 {
+                    while next < t as f64 + f64::from(step) / 4.0 {
+                        // more than 32 are turned away
+                        let work = chance.lognormal((self.work)(t));
+                        waiting.extend((waiting.len() < 32).then_some(work));
+                        came += 1.0;
+                        next += chance.exponential(1.0 / (self.rate)(t));
+                    }
+                    while open.len() < 64
+                        && let Some(work) = waiting.pop_front()
+                    {
+                        open.push(work);
+                    }
+                    let speed = (self.carries * f64::from(there) / open.len() as f64).min(1.0);
+                    flight += open.len() as f64 / 4.0;
+                    open.iter_mut().for_each(|left| *left -= speed / 4.0);
+                    let before = open.len();
+                    open.retain(|left| *left > 0.0);
+                    ended += (before - open.len()) as u32;
+                }
+                arrived.push(came);
+                service.second(flight, ended);
+                let rate = |n: usize| arrived.iter().rev().take(n).sum::<f64>() / n as f64;
+                let load = Load {
+                    rate_6s: rate(6),
+                    rate_60s: rate(60),
+                    queued: waiting.len() as f64,
+                    work: service.unhindered().map_or(service.mean(), |w| w.min(service.mean())),
+                    slowdown: service.slowdown(),
+                    ..Load::default()
+                };
+                let d = r.desired(MonoTime::from_secs(t), &load);
+                asked.push((d.replicas, d.per_replica));
+            }
+            asked
+        }
+    }
+
+    #[test]
+    fn the_noise_of_a_quiet_upstream_asks_for_nothing() {
+        for rate in [|_| 0.5, |_| 1.0, |_| 2.0] as [fn(u64) -> f64; 3] {
+            for seed in 1..=2 {
+                let quiet = Closed { rate, work: |_| 4.25, carries: 1e9, exist: 100, seconds: 3_600 };
+                let asked = quiet.run(seed);
+                let most = asked.iter().map(|(n, _)| *n).max().unwrap();
+                let least = asked.iter().map(|(_, n)| *n).fold(f64::MAX, f64::min);
+                assert!(most <= 2, "{} a second, seed {seed}: {most} replicas, {least} each", rate(0));
+            }
+        }
+    }
+
+    #[test]
+    fn the_loop_learns_what_replicas_that_share_their_speed_carry() {
+        // quiet for a quarter of an hour, then twice what one carries
+        let busy = Closed {
+            rate: |t| if t < 900 { 2.0 } else { 7.5 },
+            work: |_| 4.25,
+            carries: 16.0,
+            exist: 100,
+            seconds: 3_600,
+        };
+        for seed in 1..=2 {
+            let run = busy.run(seed);
+            let (most, (last, learned)) = (run.iter().map(|(n, _)| *n).max().unwrap(), run[3_599]);
+            assert!((13.0..20.0).contains(&learned), "seed {seed}: {learned} each");
+            assert!((2..=4).contains(&last) && most <= 6, "seed {seed}: {last} replicas, once {most}");
+        }
+    }
+
+    #[test]
+    fn replicas_that_never_come_are_not_asked_for_in_ever_greater_number() {
+        let stuck = Closed {
+            rate: |t| if t < 900 { 2.0 } else { 7.5 },
+            work: |_| 4.25,
+            carries: 10.0,
+            exist: 2,
+            seconds: 4_500,
+        };
+        let run = stuck.run(1);
+        let most = run.iter().map(|(n, _)| *n).max().unwrap();
+        let least = run.iter().map(|(_, n)| *n).fold(f64::MAX, f64::min);
+        // four would do; what waits and what is asked for in vain count as well
+        assert!(most <= 25 && least > 3.0, "{most} replicas, {least} each");
+    }
+
+    #[test]
+    fn longer_answers_are_not_taken_for_load() {
+        let longer = Closed {
+            rate: |_| 4.0,
+            work: |t| if t < 3_600 { 2.0 } else { 6.0 },
+            carries: 1e9,
+            exist: 100,
+            seconds: 5_400,
+        };
+        let most = longer.run(1).iter().map(|(n, _)| *n).max();
+        assert!(most <= Some(3), "{most:?}");
     }
 
     #[test]
@@ -379,10 +497,11 @@ mod tests {
             let mut now = 0;
             for ([rate_6s, rate_60s, in_flight, queued, work, forecast_q], x, pass) in loads {
                 now += pass;
-                let s = Load { rate_6s, rate_60s, in_flight, queued, work, forecast_q, season: x, slowdown: x, ready: None };
+                let slowdown = x.map(|slowdown| Pace { minute: now, in_flight, ended: work, slowdown });
+                let s = Load { rate_6s, rate_60s, in_flight, queued, work, forecast_q, season: x, slowdown, ready: None };
                 let d = r.desired(MonoTime::from_secs(now), &s);
                 prop_assert!((2..=50).contains(&d.replicas) && d.per_replica.is_finite() && d.per_replica > 0.0);
-                prop_assert!(r.held.len() <= 60 && r.asked.len() <= 61);
+                prop_assert!(r.held.len() <= 60);
             }
         }
     }

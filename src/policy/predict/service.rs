@@ -11,6 +11,8 @@
 
 use std::collections::VecDeque;
 
+use crate::policy::predict::Pace;
+
 /// Decayed sums of time in flight and of flights ended, and the means of single minutes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServiceTime {
@@ -22,6 +24,8 @@ pub(super) struct ServiceTime {
     minute: (f64, f64, u32),
     /// Means of the last minutes in which enough ended.
     minutes: VecDeque<f64>,
+    /// Which the last of them was, its mean of flights open and the flights ended in it.
+    last: (u64, f64, f64),
 }
 
 const TAU: f64 = 300.0;
@@ -45,6 +49,7 @@ impl ServiceTime {
             let (busy, ended, _) = std::mem::take(m);
             if ended >= ENOUGH {
                 self.minutes.push_back(busy / ended);
+                self.last = (self.last.0 + 1, busy / 60.0, ended);
                 if self.minutes.len() > MINUTES {
                     self.minutes.pop_front();
                 }
@@ -60,10 +65,12 @@ impl ServiceTime {
         (means.len() >= 4).then(|| means.get((means.len() as f64 * QUICK) as usize).copied()).flatten()
     }
 
-    /// How many times longer a request takes in the last minute than unhindered, at least 1.
-    pub(super) fn slowdown(&self) -> Option<f64> {
-        let last = self.minutes.back()?;
-        Some((last / self.unhindered()?.max(1e-9)).max(1.0))
+    /// How many times longer a request took than unhindered, at least 1, in the last minute in which enough ended.
+    pub(super) fn slowdown(&self) -> Option<Pace> {
+        let mean = self.minutes.back()?;
+        let slowdown = (mean / self.unhindered()?.max(1e-9)).max(1.0);
+        let (minute, in_flight, ended) = self.last;
+        Some(Pace { minute, in_flight, ended, slowdown })
     }
 
     /// Mean seconds in flight per request; 0 before the first.
@@ -92,9 +99,10 @@ mod tests {
     fn a_slowdown_is_seen_against_the_quicker_minutes() {
         let mut w = ServiceTime::default();
         (0..600).for_each(|_| w.second(8.0, 2));
-        assert_eq!((w.unhindered(), w.slowdown()), (Some(4.0), Some(1.0)));
+        let pace = |minute, in_flight, slowdown| Some(Pace { minute, in_flight, ended: 120.0, slowdown });
+        assert_eq!((w.unhindered(), w.slowdown()), (Some(4.0), pace(10, 8.0, 1.0)));
         (0..60).for_each(|_| w.second(24.0, 2));
-        assert_eq!((w.unhindered(), w.slowdown()), (Some(4.0), Some(3.0)));
+        assert_eq!((w.unhindered(), w.slowdown()), (Some(4.0), pace(11, 24.0, 3.0)));
         assert_eq!(ServiceTime::default().slowdown(), None);
     }
 
