@@ -381,6 +381,24 @@ mod tests {
     }
 
     #[test]
+    fn a_minute_past_the_calendar_is_a_bad_row_like_any_other() {
+        // only the last row shows that the numbers are minutes, and so which of them are too far
+        let text = "t,count\n0,4\n9e11,7\nx,1\n1,5\n2,6\n";
+        let t = read(text).unwrap();
+        assert_eq!((t.problems.skipped, t.requests_total()), (2, 15.0));
+        let shown: Vec<String> =
+            t.problems.first.iter().map(|b| format!("{}: {}", b.line, b.reason)).collect();
+        assert_eq!(shown[0], "3: its time is not between 1970 and 2200");
+        assert_eq!(shown[1], "4: \"x\" is no time like 2026-01-31 12:34:56");
+        let refused =
+            |text: &str| Trace::read("t", text.as_bytes(), None, OnBadRow::Refuse).unwrap_err().to_string();
+        assert_eq!(
+            refused("t,count\n0,4\n9e11,7\n1,5\n2,6\n"),
+            "line 3: its time is not between 1970 and 2200"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_read_says_why() {
         assert_eq!(fault(""), "it is empty");
         assert_eq!(fault("\n \n"), "it is empty");

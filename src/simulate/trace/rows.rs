@@ -96,19 +96,14 @@ pub(super) fn read(
         let said = if line.cut { Err("it is longer than a megabyte".into()) } else { reader.row(&line.text) };
         match said {
             Ok(said) => found.add(said, line.number)?,
-            Err(reason) => {
-                let bad = BadRow { line: line.number, reason };
-                if on_bad_row == OnBadRow::Refuse {
-                    return Err(TraceError::Refused(bad));
-                }
-                found.problems.skipped += 1;
-                if found.problems.first.len() < SHOWN {
-                    found.problems.first.push(bad);
-                }
-            }
+            Err(reason) => found.bad(BadRow { line: line.number, reason }, on_bad_row)?,
         }
     }
-    if reader.format == Format::Counts { found.into_counts() } else { found.into_rows(reader.format) }
+    if reader.format == Format::Counts {
+        found.into_counts(on_bad_row)
+    } else {
+        found.into_rows(reader.format)
+    }
 }
 
 impl Gathered {
@@ -128,6 +123,19 @@ impl Gathered {
         if self.rows.len().max(self.counts.len()) > MAX_ROWS {
             return Err(TraceError::TooLarge);
         }
+        Ok(())
+    }
+
+    /// A row that says nothing usable: left out, or the end of it.
+    fn bad(&mut self, bad: BadRow, on_bad_row: OnBadRow) -> Result<(), TraceError> {
+        if on_bad_row == OnBadRow::Refuse {
+            return Err(TraceError::Refused(bad));
+        }
+        self.problems.skipped += 1;
+        // by line: what a number stands for, and so whether it is too late, shows only after the last row
+        let first = &mut self.problems.first;
+        first.insert(first.partition_point(|other| other.line <= bad.line), bad);
+        first.truncate(SHOWN);
         Ok(())
     }
 
@@ -168,7 +176,7 @@ impl Gathered {
         Ok(Table { content: Content::Rows(rows), start, problems: self.problems })
     }
 
-    fn into_counts(mut self) -> Result<Table, TraceError> {
+    fn into_counts(mut self, on_bad_row: OnBadRow) -> Result<Table, TraceError> {
         let counts = std::mem::take(&mut self.counts);
         let (to_nanos, calendar) = unit(&counts);
         let mut extremes = None;
@@ -180,7 +188,8 @@ impl Gathered {
                 Minute::Number(number) => (number * to_nanos) as i64,
             };
             if at > stamp::LATEST {
-                self.problems.skipped += 1;
+                let reason = "its time is not between 1970 and 2200".into();
+                self.bad(BadRow { line, reason }, on_bad_row)?;
                 continue;
             }
             extremes = Some(Extremes::add(extremes, at, line));
