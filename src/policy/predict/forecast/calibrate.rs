@@ -93,15 +93,15 @@ impl Calibrators {
         }
     }
 
-    /// The quantiles around `centre`.
-    pub(super) fn answer(&self, centre: f64) -> Answer {
+    /// The quantiles around `centre`, none above `most`.
+    pub(super) fn answer(&self, centre: f64, most: f64) -> Answer {
         let mut answer =
             Answer { centre, scales: [1.0; CALIBRATORS], each: [[0.0; N]; CALIBRATORS], mixed: [0.0; N] };
         for (c, calibrator) in self.each.iter().enumerate() {
             let scale = self.scale(calibrator.scale, centre);
             answer.scales[c] = scale;
             for (level, q) in calibrator.levels.iter().zip(&mut answer.each[c]) {
-                *q = (centre + scale * calibrator.window.quantile(*level)).max(0.0);
+                *q = (centre + scale * calibrator.window.quantile(*level)).min(most).max(0.0);
             }
         }
         for (p, mixed) in answer.mixed.iter_mut().enumerate() {

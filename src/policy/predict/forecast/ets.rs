@@ -15,6 +15,8 @@ use augurs_ets::model::{ErrorComponent, Model, ModelType, SeasonalComponent, Tre
 /// Points a fit looks at: one day.
 pub(super) const POINTS: usize = 1440;
 const FEWEST: usize = 60;
+/// What an unwatched minute leaves of the slope: a long gap must not carry a short climb on.
+const UNWATCHED: f64 = 0.5;
 /// Nelder–Mead stops here: the likelihood is flat by then.
 const ITERATIONS: usize = 400;
 
@@ -48,7 +50,7 @@ impl Smoothing {
     /// Time passes unwatched.
     pub(super) fn skip(&mut self) {
         self.level = self.level.map(|level| (level + self.phi * self.slope).max(0.0));
-        self.slope *= self.phi;
+        self.slope *= self.phi * UNWATCHED;
     }
 
     /// Requests in the minute `ahead` minutes on.

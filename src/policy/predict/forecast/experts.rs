@@ -27,9 +27,16 @@ pub(super) const EXPERTS: usize = NAMES.len();
 /// One forecast of each, requests per minute.
 pub(super) type Said = [f64; EXPERTS];
 
+/// No expert may say more than this many times the largest count of late.
+const MOST: f64 = 3.0;
+/// What each watched minute leaves of the largest count: half of it after two days.
+const FORGET: f64 = 1.0 - std::f64::consts::LN_2 / 2880.0;
+
 #[derive(Clone, Debug)]
 pub(super) struct Experts {
     last: f64,
+    /// The largest count of late, slowly forgotten; time that nobody watched does not count.
+    largest: f64,
     ewma: [Ewma; 3],
     trend: Trend,
     regressions: Regressions,
@@ -41,6 +48,7 @@ impl Experts {
     pub(super) fn new() -> Self {
         Self {
             last: 0.0,
+            largest: 0.0,
             ewma: [0.05, 0.15, 0.4].map(Ewma::new),
             trend: Trend::default(),
             regressions: Regressions::new(HORIZONS),
@@ -58,9 +66,17 @@ impl Experts {
             return;
         };
         self.last = counted;
+        self.largest = counted.max(self.largest * FORGET);
         self.ewma.iter_mut().for_each(|e| e.learn(learnt));
         self.trend.learn(learnt);
         self.ets.learn(learnt);
+    }
+
+    /// The most that can be asked of the next minutes, requests per minute: nothing that has been seen supports
+    /// more. Every expert is held to it before it is blended or judged: one that runs away would spoil the
+    /// blend's record and the calibrators' residuals for hours.
+    pub(super) fn most(&self) -> f64 {
+        MOST * self.largest
     }
 
     /// Forecasts for the horizon with this index. Where no pattern is known the seasons say what AR does.
@@ -68,7 +84,7 @@ impl Experts {
         let ahead = HORIZONS[horizon];
         let ar = self.regressions.forecast(horizon, Kind::Ar);
         let season = |i: usize| self.seasons[i].forecast(minutes, ahead).unwrap_or(ar);
-        [
+        let said = [
             self.last,
             self.ewma[0].forecast(),
             self.ewma[1].forecast(),
@@ -79,7 +95,9 @@ impl Experts {
             self.ets.forecast(ahead),
             season(0),
             season(1),
-        ]
+        ];
+        // `min` also turns a NaN into the bound
+        said.map(|word| word.min(self.most()).max(0.0))
     }
 
     pub(super) fn refit(&mut self, minutes: &Minutes, day: &[f64]) {

@@ -75,6 +75,8 @@ impl Trend {
     const ALPHA: f64 = 0.2;
     const BETA: f64 = 0.02;
     const PHI: f64 = 0.95;
+    /// What an unwatched minute leaves of the slope: a long gap must not carry a short climb on.
+    const UNWATCHED: f64 = 0.5;
 
     pub(super) fn learn(&mut self, y: f64) {
         let z = y.max(0.0).sqrt();
@@ -96,7 +98,7 @@ impl Trend {
     /// Time passes unwatched.
     pub(super) fn skip(&mut self) {
         self.level = self.level.map(|level| (level + Self::PHI * self.slope).max(0.0));
-        self.slope *= Self::PHI;
+        self.slope *= Self::PHI * Self::UNWATCHED;
     }
 
     pub(super) fn forecast(&self, ahead: usize) -> f64 {

@@ -102,8 +102,13 @@ impl Forecaster {
         self.learnt.push(learnt.map(|(_, learnt)| learnt));
         self.experts.learn(learnt);
         let known = known || y.is_some();
+        let most = self.experts.most();
         for (horizon, outlook) in self.outlooks.iter_mut().enumerate() {
-            outlook.look(self.anomaly.mood(), known.then(|| self.experts.forecast(horizon, &self.minutes)));
+            outlook.look(
+                self.anomaly.mood(),
+                known.then(|| self.experts.forecast(horizon, &self.minutes)),
+                most,
+            );
         }
         self.since_refit += 1;
     }
@@ -248,6 +253,53 @@ mod tests {
         }
         assert!((f.forecast(1).mean - 80.0).abs() < 8.0, "{:?}", f.forecast(1));
         assert_eq!(f.minutes(), 300);
+    }
+
+    /// How traffic may run up to a gap.
+    fn before_a_gap() -> impl Strategy<Value = Vec<f64>> {
+        let noisy = |len: usize, level: f64| (0..len).map(move |i| (level * (1.0 + 0.2 * noise(i))).round());
+        prop_oneof![
+            (3_i32..14).prop_map(|n| (0..n).map(|i| 2_f64.powi(i)).collect()),
+            (10_usize..400, 0.2..8.0).prop_map(|(n, s)| (0..n).map(|i| s * i as f64).collect()),
+            (10_usize..400, 0.2..8.0).prop_map(|(n, s)| (0..n).rev().map(|i| s * i as f64).collect()),
+            (60_usize..200, 1.0..50.0_f64).prop_map(move |(n, level)| {
+                noisy(n, level).chain((0..9).map(|i| level * 2_f64.powi(i))).collect()
+            }),
+            prop::collection::vec((1_usize..30, 0.0..9.0_f64), 1..12).prop_map(move |runs| {
+                runs.into_iter().flat_map(|(n, level)| noisy(n, level.exp())).collect()
+            }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10))]
+        #[test]
+        fn nothing_runs_away_in_a_gap(
+            before in before_a_gap(),
+            gap in prop_oneof![1_usize..60, 60_usize..2880],
+            level in 100.0..300.0_f64,
+            refits in prop::bool::weighted(0.3),
+        ) {
+            let mut f = Forecaster::new();
+            let after = (0..60).map(|i| Some((level * (1.0 + 0.15 * noise(i))).round()));
+            let counts = before.iter().map(|c| Some(*c)).chain(std::iter::repeat_n(None, gap)).chain(after);
+            let (mut largest, mut strays, back) = (0.0_f64, 0, before.len() + gap + 30);
+            for (i, count) in counts.enumerate() {
+                f.close(count);
+                largest = largest.max(count.unwrap_or(0.0));
+                if f.refit_due() && refits && (i < 120 || i >= back - 30) {
+                    f.refit();
+                }
+                for ahead in [1, 5] {
+                    let said = f.forecast(ahead);
+                    let most = said.mean.max(said.quantile(0.95));
+                    prop_assert!(most <= 4.0 * largest + 10.0, "minute {i}: {said:?}, at most {largest} seen");
+                    strays += usize::from(i >= back && !(0.5..2.0).contains(&(said.mean / level)));
+                }
+            }
+            // after a minute that surprises, the blend may still believe what surprises led to before the gap
+            prop_assert!(strays <= 3, "{strays} forecasts of 60 are far from {level}");
+        }
     }
 
     #[test]

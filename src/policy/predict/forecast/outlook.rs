@@ -8,6 +8,12 @@ use super::distribution::{Forecast, N};
 use super::experts::{EXPERTS, HORIZONS, Said, Saying};
 use super::hedge::Hedge;
 
+/// No quantile may be above this many times what an expert may say, plus [`FLOOR`]: a spread in proportion to
+/// the centre, learnt near zero, is absurd at a hundred.
+const SPREAD: f64 = 1.2;
+/// Requests per minute that chance alone may bring where next to nothing was ever counted.
+const FLOOR: f64 = 10.0;
+
 /// Blend and calibrators of one horizon.
 #[derive(Clone, Debug)]
 pub(super) struct Outlook {
@@ -41,12 +47,12 @@ impl Outlook {
         }
     }
 
-    /// Looks ahead; `None` before anything was seen.
-    pub(super) fn look(&mut self, mood: Mood, said: Option<Said>) {
+    /// Looks ahead; `None` before anything was seen. `most` is what no expert may exceed.
+    pub(super) fn look(&mut self, mood: Mood, said: Option<Said>, most: f64) {
         let spoken = said.map(|said| {
             let saying = Saying { mood, said };
             let centre = self.hedge.blend(&saying);
-            let answer = self.calibrators.answer(centre);
+            let answer = self.calibrators.answer(centre, SPREAD * most + FLOOR);
             self.now = Forecast::new(centre, answer.mixed);
             (saying, answer)
         });

@@ -33,6 +33,11 @@ impl<const N: usize> Rls<N> {
         p
     }
 
+    /// Trusts what was learnt less: the next outcomes weigh as the first ones did.
+    fn doubt(&mut self) {
+        self.covariance = Self::diagonal(self.start);
+    }
+
     fn predict(&self, x: &[f64; N]) -> f64 {
         self.weights.iter().zip(x).map(|(w, x)| w * x).sum()
     }
@@ -71,6 +76,8 @@ impl<const N: usize> Rls<N> {
     }
 }
 
+/// After a gap of so many minutes the regressions learn afresh.
+const DOUBT: usize = 60;
 const LAGS: usize = 6;
 const MEANS: [usize; 3] = [5, 15, 60];
 const AR: usize = LAGS + MEANS.len() + 1;
@@ -81,9 +88,14 @@ const ARIMA: usize = 6;
 pub(super) struct Regressions {
     /// √counts, newest last; a gap or an outlier is replaced by what was expected.
     recent: VecDeque<f64>,
+    /// The same, watched minutes only. What was put into a gap must not widen the bound of what is put there
+    /// next: an unstable fit would double it every minute.
+    watched: VecDeque<f64>,
     /// Slow level of √counts, the origin of AR's inputs.
     level: f64,
     seen: usize,
+    /// Minutes since the last that was watched.
+    gap: usize,
     horizons: [Pair; 2],
 }
 
@@ -107,7 +119,14 @@ impl Pair {
 
 impl Regressions {
     pub(super) fn new(horizons: [usize; 2]) -> Self {
-        Self { recent: VecDeque::new(), level: 0.0, seen: 0, horizons: horizons.map(Pair::new) }
+        Self {
+            recent: VecDeque::new(),
+            watched: VecDeque::new(),
+            level: 0.0,
+            seen: 0,
+            gap: 0,
+            horizons: horizons.map(Pair::new),
+        }
     }
 
     /// One minute passed; `None` was not watched, or is not to be learned from.
@@ -115,7 +134,20 @@ impl Regressions {
         if y.is_none() && self.recent.is_empty() {
             return;
         }
-        let z = y.map_or_else(|| self.forecast_root(0, Kind::Ar), |y| y.max(0.0).sqrt());
+        let z = y.map_or_else(|| self.unwatched(), |y| y.max(0.0).sqrt());
+        if y.is_some() {
+            push(&mut self.watched, z);
+            self.gap = 0;
+        } else {
+            self.gap += 1;
+        }
+        if self.gap == DOUBT {
+            // an explosive fit would else take hours to unlearn
+            self.horizons.iter_mut().for_each(|pair| {
+                pair.ar.doubt();
+                pair.arima.doubt();
+            });
+        }
         for pair in &mut self.horizons {
             if pair.waiting.len() >= pair.ahead
                 && let Some((level, x, last, d)) = pair.waiting.pop_front()
@@ -127,14 +159,25 @@ impl Regressions {
         }
         self.seen += 1;
         self.level += (z - self.level) * (1.0 / self.seen as f64).max(0.004);
-        self.recent.push_back(z);
-        if self.recent.len() > MEANS[2] {
-            self.recent.pop_front();
-        }
+        push(&mut self.recent, z);
         let (x, d) = (self.inputs(), self.differences());
         for pair in &mut self.horizons {
             pair.waiting.push_back((self.level, x, z, d));
         }
+    }
+
+    /// What stands in for a minute that nobody watched: AR's word, within what was counted in the hour before.
+    fn unwatched(&self) -> f64 {
+        let (least, most) = self.bounds();
+        // not `clamp`: it panics where the bounds are out of order
+        self.forecast_root(0, Kind::Ar).min(most).max(least)
+    }
+
+    /// Smallest and largest √count of the last hour that was watched.
+    fn bounds(&self) -> (f64, f64) {
+        let least = self.watched.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = self.watched.iter().copied().fold(0.0, f64::max);
+        (least.min(most), most)
     }
 
     fn lag(&self, ago: usize) -> f64 {
@@ -167,13 +210,21 @@ impl Regressions {
             (Some((_, _, last, d)), Kind::Arima) => last + pair.arima.predict(d),
         };
         // twice what was seen within the hour: an unstable fit must not run away
-        let most = self.recent.iter().copied().fold(0.0, f64::max);
+        let (_, most) = self.bounds();
         if z.is_finite() { z.clamp(0.0, 2.0 * most) } else { self.lag(0) }
     }
 
     /// Requests in the minute that `horizon` (its index) lies ahead.
     pub(super) fn forecast(&self, horizon: usize, kind: Kind) -> f64 {
         self.forecast_root(horizon, kind).powi(2)
+    }
+}
+
+/// Keeps the last hour.
+fn push(roots: &mut VecDeque<f64>, z: f64) {
+    roots.push_back(z);
+    if roots.len() > MEANS[2] {
+        roots.pop_front();
     }
 }
 
