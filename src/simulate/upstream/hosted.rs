@@ -4,6 +4,7 @@
 //! still costs `cost` of a request, which is why clients that knock again and again starve themselves. The
 //! 429 says when the buckets will have refilled, unless `headers` is off.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::policy::units::MonoTime;
@@ -77,7 +78,8 @@ pub struct Hosted {
     requests: Bucket,
     tokens: Option<Bucket>,
     at: MonoTime,
-    running: u32,
+    /// Those that passed and are under way.
+    running: BTreeSet<Id>,
     /// What the refusals under way will say.
     waits: Vec<Duration>,
     schedule: Schedule,
@@ -95,7 +97,7 @@ impl Hosted {
             requests,
             tokens,
             at: MonoTime::ZERO,
-            running: 0,
+            running: BTreeSet::new(),
             waits: Vec::new(),
             schedule: Schedule::default(),
         }
@@ -116,7 +118,7 @@ impl Upstream for Hosted {
         self.schedule.open(id);
         let tokens = f64::from(request.prompt) + f64::from(request.output);
         let lacks = self.requests.lacks(1.0).max(self.tokens.map_or(0.0, |b| b.lacks(tokens)));
-        if lacks > 0.0 || self.params.hidden.is_some_and(|cap| self.running >= cap) {
+        if lacks > 0.0 || self.params.hidden.is_some_and(|cap| self.running.len() >= cap as usize) {
             self.requests.level = (self.requests.level - self.params.cost).max(0.0);
             let at = id as usize;
             if self.waits.len() <= at {
@@ -130,7 +132,7 @@ impl Upstream for Hosted {
         if let Some(bucket) = &mut self.tokens {
             bucket.level -= tokens;
         }
-        self.running += 1;
+        self.running.insert(id);
         // chance is of the workload, not of the upstream: tokens say it all
         let whole = self.params.time.of(0, id, request);
         if self.params.time.streams() {
@@ -141,10 +143,9 @@ impl Upstream for Hosted {
     }
 
     fn cancel(&mut self, _: MonoTime, id: Id) {
-        if self.schedule.close(id) {
-            // a refusal under way counts as none running, and its client does not leave within 50 ms
-            self.running = self.running.saturating_sub(1);
-        }
+        self.schedule.close(id);
+        // one that is being refused is none of them: its client frees nothing by leaving
+        self.running.remove(&id);
     }
 
     fn next(&self) -> Option<MonoTime> {
@@ -156,7 +157,7 @@ impl Upstream for Hosted {
             signs.push(match kind {
                 FIRST => Sign::FirstToken(id),
                 LAST => {
-                    self.running = self.running.saturating_sub(1);
+                    self.running.remove(&id);
                     Sign::Done(id)
                 }
                 _ => {
@@ -204,5 +205,27 @@ mod tests {
         assert!(signs.contains(&Sign::Done(0)));
         // bucket of 2,000 tokens, 5,000 taken: 5 s until it is full again
         assert!(signs.contains(&Sign::Refused { id: 1, retry_after: Some(Duration::from_secs(5)) }));
+    }
+
+    #[test]
+    fn a_client_that_leaves_while_it_is_refused_frees_no_hidden_slot() {
+        let mut h = Hosted::new(Params { hidden: Some(2), ..Params::reference(60_000.0) });
+        let request = Request { at: MonoTime::ZERO, prompt: 1000, output: 100 };
+        (0..3).for_each(|id| {
+            h.begin(MonoTime::ZERO, id, &request);
+        });
+        // the third is being refused, and its client does not wait for it
+        h.cancel(MonoTime::from_nanos(1_000_000), 2);
+        let second = MonoTime::from_secs(1);
+        h.begin(second, 3, &request);
+        let mut signs = Vec::new();
+        h.advance(second + Duration::from_millis(50), &mut signs);
+        assert!(signs.contains(&Sign::Refused { id: 3, retry_after: Some(Duration::ZERO) }), "{signs:?}");
+        // one that is served frees its own
+        h.cancel(second + Duration::from_millis(60), 1);
+        h.begin(second + Duration::from_millis(70), 4, &request);
+        signs.clear();
+        h.advance(second + Duration::from_millis(120), &mut signs);
+        assert!(!signs.iter().any(|s| matches!(s, Sign::Refused { .. })), "{signs:?}");
     }
 }
