@@ -68,7 +68,9 @@ pub(super) struct Options {
     /// Clients leave when no first token came for so long; `off`: never [default: 30s; replicas 60s]
     #[arg(long, value_name = "TIME", value_parser = limit)]
     patience: Option<Limit>,
-    /// Takes [scaling] and [queue] from this configuration file for every policy that runs live.
+    /// Takes [scaling], [predict] and [queue] from this configuration file for every policy that runs live.
+    /// Of [predict.replicas] `start` is the simulated upstream's instead, `per_replica` too where the file has none,
+    /// and `predictive:1.3` goes before `headroom`.
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Ceiling of every live policy that is given without bounds of its own.
@@ -221,8 +223,9 @@ impl Options {
         let runs: Vec<Run> = policies
             .iter()
             .map(|policy| {
-                let mut bar = Bar::new(&policy.name, setup.requests.len() as u64, self.source.quiet);
-                run(&setup, policy, &mut |arrived| bar.to(arrived as u64))
+                let seconds = given.workload.length.as_secs();
+                let mut bar = Bar::new(&policy.name, seconds, self.source.quiet);
+                run(&setup, policy, &mut |second| bar.to(second))
             })
             .collect();
         let about = self.about(&given, &setup);
@@ -261,7 +264,11 @@ impl Options {
             return Ok(policy);
         }
         if let Some(config) = config {
+            let asked = params.replicas.headroom;
             *params = predict::Params { policy: params.policy, mode: Mode::Act, ..config.scaling.clone() };
+            if name.contains(':') {
+                params.replicas.headroom = asked;
+            }
         }
         if let Some(max) = self.max_permits {
             params.max_permits = max;
@@ -293,7 +300,7 @@ impl Options {
         let workload = &given.workload;
         let mut notes = given.notes.clone();
         if let Some(path) = &self.config {
-            notes.push(format!("[scaling] and [queue] from {}", path.display()));
+            notes.push(format!("[scaling], [predict] and [queue] from {}", path.display()));
         }
         About {
             workload: workload.name.clone(),
@@ -387,6 +394,20 @@ mod tests {
         assert_eq!([max("predictive"), max("reactive"), max("predictive:1.3")], [(3, 3, 3); 3]);
         assert_eq!(max("fixed:20").2, 20);
         assert_eq!(max("article:1/1/100"), (1, 1, 100));
+    }
+
+    #[test]
+    fn replicas_are_scaled_as_the_file_says_unless_the_name_says_otherwise() {
+        let text = "[upstream]\nurl = \"http://127.0.0.1:1\"\n[predict.replicas]\nheadroom = 1.7\nmin = 2\nmax = 9\n";
+        let none = std::collections::BTreeMap::new();
+        let loaded = config::parse(text, "t", &none, &[], &|_| Err(std::io::ErrorKind::NotFound.into()));
+        let config = loaded.unwrap().config;
+        let replicas = |name: &str| match options("").unwrap().policy(name, Some(&config)).unwrap().kind {
+            Kind::Live(p) => (p.replicas.headroom, p.replicas.min, p.replicas.max),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(replicas("predictive"), (1.7, 2, 9));
+        assert_eq!(replicas("predictive:1.3"), (1.3, 2, 9));
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl Engine {
         let s = &params.scaling;
         let initial = if s.policy == PolicyKind::Fixed { s.max_permits } else { s.initial_permits };
         let keep = match (s.policy, s.article_window) {
-            (PolicyKind::Article, ArticleWindow::Requests(n)) => n,
+            // under a fixed limit too: the simulation drives the article's rule from an engine that is fixed
+            (PolicyKind::Article | PolicyKind::Fixed, ArticleWindow::Requests(n)) => n,
             _ => 0,
         };
         Self {

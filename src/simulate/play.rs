@@ -20,8 +20,8 @@ use crate::simulate::policy::{Order, Pilot, Policy, View};
 use crate::simulate::setup::Setup;
 use crate::simulate::upstream::{Id, Sign, Upstream};
 
-/// Runs `policy`. `progress` hears, once a simulated second, how many requests have arrived.
-pub fn run(setup: &Setup<'_>, policy: &Policy, progress: &mut dyn FnMut(usize)) -> Run {
+/// Runs `policy`. `progress` hears, once a simulated second, how many of them have passed.
+pub fn run(setup: &Setup<'_>, policy: &Policy, progress: &mut dyn FnMut(u64)) -> Run {
     let pilot = Pilot::new(policy, setup.model, setup.requests, setup.seed);
     let upstream = setup.model.build(setup.seed, Some(pilot.first()));
     Play::new(setup, policy, pilot, upstream, &mut |_, _| {}).run(progress)
@@ -136,7 +136,7 @@ impl<'a> Play<'a> {
         play
     }
 
-    fn run(mut self, progress: &mut dyn FnMut(usize)) -> Run {
+    fn run(mut self, progress: &mut dyn FnMut(u64)) -> Run {
         let requests = self.setup.requests;
         loop {
             let sign = self.upstream.next().unwrap_or(MonoTime::MAX);
@@ -159,7 +159,7 @@ impl<'a> Play<'a> {
                 self.event(now, Event::Tick);
             } else if self.second == now {
                 self.second(now);
-                progress(self.arrived);
+                progress(now.as_secs());
             } else if again == now {
                 self.retry(now);
             } else {
@@ -363,5 +363,17 @@ mod tests {
         let s = played("poisson:rps=5,for=300s", "llm:20ms,prefill=20", "fixed:100").summary;
         // half of the prompts take longer than 30 s to their first token
         assert!(s.lost > s.requests / 2 && s.served > 0 && s.ttft_p99 <= 30.0, "{s:?}");
+    }
+
+    #[test]
+    fn the_oracle_s_headroom_moves_slots_too() {
+        let of = |policy| {
+            let s =
+                played("step:base=2,high=8,at=60s,lasts=60s,for=200s", "slots:start=10s,mean=900ms", policy);
+            s.summary
+        };
+        let (less, exact, more) = (of("oracle:0.5"), of("oracle"), of("oracle:3"));
+        assert!(less.mean_replicas < 0.7 * exact.mean_replicas && less.p99 > exact.p99, "{less:?} {exact:?}");
+        assert!(more.mean_replicas > 2.0 * exact.mean_replicas, "{exact:?} {more:?}");
     }
 }

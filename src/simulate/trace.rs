@@ -33,8 +33,8 @@ use rows::Content;
 const SHOWN: usize = 5;
 const SECOND: i64 = 1_000_000_000;
 const MINUTE: i64 = 60 * SECOND;
-/// More minutes than this between first and last row are a wrong timestamp: ten years.
-const MAX_MINUTES: i64 = 3650 * 1440;
+/// More minutes than this between first and last row are a wrong timestamp: 400 days, so that a whole year can be scored.
+const MAX_MINUTES: i64 = 400 * 1440;
 /// More requests than this are refused: they would take over 800 MB.
 const MAX_ROWS: usize = 50_000_000;
 
@@ -92,9 +92,7 @@ pub enum TraceError {
         first: Option<BadRow>,
     },
     /// First and last row are too far apart.
-    #[error(
-        "its rows span {days} days, more than ten years: is a timestamp wrong? (lines {first} and {last})"
-    )]
+    #[error("its rows span {days} days, more than 400: is a timestamp wrong? (lines {first} and {last})")]
     Span {
         /// From first to last.
         days: i64,
@@ -102,6 +100,20 @@ pub enum TraceError {
         first: u64,
         /// Line of the latest row.
         last: u64,
+    },
+    /// It can be scored by the minute, but not be replayed second by second.
+    #[error(
+        "from its first row ({first}) to its last ({last}) a replay takes {days} days, more than {}: is a timestamp wrong? \
+         Otherwise cut it into parts, or replay it faster (--speed)",
+        Workload::MAX_DAYS
+    )]
+    Long {
+        /// Of the replay.
+        days: u64,
+        /// When the earliest row is.
+        first: String,
+        /// When the latest row is.
+        last: String,
     },
     /// It is too large to hold.
     #[error("it has more than {} requests; cut it into parts", MAX_ROWS)]
@@ -224,14 +236,28 @@ impl Trace {
         Ok(requests)
     }
 
+    /// The minute that begins so many seconds after the beginning, by the calendar where the rows say.
+    fn moment(&self, seconds: u64) -> String {
+        let at = self.start.and_then(|start| start.checked_add(Duration::from_secs(seconds)).ok());
+        at.map_or_else(
+            || format!("minute {}", seconds / 60),
+            |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+        )
+    }
+
     /// The trace as a workload, `speed` times as fast as it was recorded. What arrives before `learn` (in the
     /// replay's time) does not count.
     ///
     /// # Errors
-    /// [`TraceError::TooLarge`], [`TraceError::Speed`].
+    /// [`TraceError::TooLarge`], [`TraceError::Speed`], [`TraceError::Long`].
     pub fn workload(&self, seed: u64, speed: f64, learn: Duration) -> Result<Workload, TraceError> {
         if !(0.001..=1e6).contains(&speed) {
             return Err(TraceError::Speed(speed));
+        }
+        let days = self.length().as_secs_f64() / speed / 86_400.0;
+        if days > Workload::MAX_DAYS as f64 {
+            let (first, last) = (self.moment(0), self.moment(self.length().as_secs().saturating_sub(60)));
+            return Err(TraceError::Long { days: days.ceil() as u64, first, last });
         }
         let mut requests = self.requests(seed)?;
         if speed != 1.0 {
@@ -414,6 +440,22 @@ mod tests {
         assert!(wrong.to_string().contains("--format azure wants the columns timestamp,contexttokens"));
         let many = read("t,count\n0,1e9\n").unwrap();
         assert!(matches!(many.requests(1), Err(TraceError::TooLarge)));
+    }
+
+    #[test]
+    fn what_would_take_too_long_to_replay_is_refused() {
+        let of = |rows: &str| read(&format!("t_s,prompt_tokens,output_tokens\n{rows}"));
+        assert!(of("0,1,1\n315000000,1,1\n").unwrap_err().to_string().contains("3646 days"));
+        let year = of("0,1,1\n31536000,1,1\n").unwrap();
+        assert_eq!(year.per_minute().len(), 525_601, "it can still be scored");
+        let why = year.workload(1, 1.0, Duration::ZERO).unwrap_err().to_string();
+        let want =
+            "from its first row (minute 0) to its last (minute 525600) a replay takes 366 days, more than 60";
+        assert!(why.starts_with(want), "{why}");
+        assert!(year.workload(1, 10.0, Duration::ZERO).is_ok(), "{why}");
+        let dated = read("t,count\n2025-01-01 00:00:00,1\n2025-04-01 00:00:00,1\n").unwrap();
+        let why = dated.workload(1, 1.0, Duration::ZERO).unwrap_err().to_string();
+        assert!(why.contains("(2025-01-01 00:00 UTC) to its last (2025-04-01 00:00 UTC)"), "{why}");
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// What lasts longer is refused: policies and the oracle go through it second by second, silent ones included.
+    pub const MAX_DAYS: u64 = 60;
+
     /// Whether a request that arrives at `at` counts.
     #[must_use]
     pub fn is_measured(&self, at: MonoTime) -> bool {
@@ -155,6 +158,13 @@ impl Plan {
     }
 
     fn draw(self, name: &str, seed: u64) -> Result<Workload, String> {
+        let days = self.length / 86_400.0;
+        if days > Workload::MAX_DAYS as f64 {
+            return Err(format!(
+                "{name}: it lasts {days:.0} days; {} are the most (option `for`)",
+                Workload::MAX_DAYS
+            ));
+        }
         let expected: f64 = self.segments.iter().map(|s| (s.to - s.from) * s.rate).sum();
         if expected > MAX_REQUESTS {
             return Err(format!(

@@ -32,7 +32,7 @@ pub struct Policy {
     pub name: String,
     /// Which.
     pub kind: Kind,
-    /// What it multiplies its need of replicas by.
+    /// What it multiplies its need of replicas by; a live policy has its own among its settings.
     pub headroom: f64,
     /// What happens after the upstream's 429.
     pub retry: Retry,
@@ -98,8 +98,11 @@ pub fn parse(text: &str) -> Result<Policy, String> {
         "reactive" => Kind::Live(live(name, PolicyKind::Reactive, bounds(name, value)?)?),
         "article" => Kind::Live(live(name, PolicyKind::Article, bounds(name, value)?)?),
         "predictive" => {
-            headroom = value.map_or(Ok(1.0), |v| factor(name, v))?;
-            Kind::Live(predict::Params::of(PolicyKind::Predictive))
+            let mut params = predict::Params::of(PolicyKind::Predictive);
+            if let Some(value) = value {
+                params.replicas.headroom = factor(name, value)?;
+            }
+            Kind::Live(params)
         }
         "static" => Kind::Static(count(name, value.ok_or(format!("{name}: how many? static:5"))?)?),
         "hpa" => {

@@ -4,11 +4,12 @@
 //! connections follow the peak, replicas the mean of ten seconds with the square root that any crowd needs:
 //!
 //! ```text
-//! slots(t)    = max of peak over [t, t + start + 2 s]
+//! slots(t)    = ⌈headroom · max of peak over [t, t + start + 2 s]⌉
 //! replicas(t) = ⌈headroom · (a + √a) / full speed⌉, a = max of the mean over the same time
 //! warm(t)     = max of peak over [t, t + 3 s]
 //! ```
-//! Nothing that does not know the future can be expected to do better at the same headroom.
+//! It is a yardstick and no bound: at headroom 1 hardly anybody ever waits, and who lets requests wait a little, as an
+//! objective may allow, does with less. What is compared with it has to search its headroom too, as the suite does.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -96,10 +96,10 @@ impl Pilot {
                 let every = predict::interval(p).as_secs().max(1);
                 let mut params = p.clone();
                 if let Some(shape) = shape {
-                    // what an operator who scales by it would set
+                    // what an operator who scales by it would set: a start is a fact of the upstream, and so is what
+                    // a replica carries, unless the settings know it otherwise
                     params.replicas.start = shape.start;
-                    params.replicas.per_replica = Some(f64::from(shape.full_speed));
-                    params.replicas.headroom = policy.headroom;
+                    params.replicas.per_replica.get_or_insert(f64::from(shape.full_speed));
                 }
                 let predictor = Box::new(Predictor::new(params.clone()));
                 (Rule::Live { params: Box::new(params), predictor, every, ready: Ready::default() }, first)
@@ -167,6 +167,15 @@ impl Pilot {
     pub(in crate::simulate) fn params(&self) -> predict::Params {
         match &self.rule {
             Rule::Live { params, .. } if self.own() => (**params).clone(),
+            Rule::Live { params, .. } => {
+                // the rule still has to see as many arrivals as it looks at
+                let article_window = params.article_window;
+                predict::Params {
+                    max_permits: MOST,
+                    article_window,
+                    ..predict::Params::of(PolicyKind::Fixed)
+                }
+            }
             _ => predict::Params { max_permits: MOST, ..predict::Params::of(PolicyKind::Fixed) },
         }
     }
@@ -256,7 +265,7 @@ impl Pilot {
     fn foreseen(&self, oracle: &Oracle, shape: ReplicaShape, second: u64) -> u32 {
         let ahead = shape.start + Duration::from_secs(2);
         let replicas = if shape.full_speed == 1 {
-            f64::from(oracle.peak(second, ahead))
+            self.headroom * f64::from(oracle.peak(second, ahead))
         } else {
             let a = oracle.mean(second, ahead);
             self.headroom * (a + a.sqrt()) / f64::from(shape.full_speed)
@@ -296,5 +305,60 @@ impl Pilot {
     /// Permits that the last decision found necessary.
     pub(in crate::simulate) fn need(&self) -> u32 {
         self.permits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::engine::{self, Arrival};
+    use crate::policy::predict::ArticleWindow;
+    use crate::policy::units::{Priority, TenantId, Ticket, Tokens};
+    use crate::simulate::policy::parse;
+    use crate::simulate::upstream;
+
+    fn pilot(policy: &Policy, model: &str) -> Pilot {
+        Pilot::new(policy, &upstream::parse(model).unwrap(), &[], 1)
+    }
+
+    #[test]
+    fn settings_of_replicas_are_kept_and_facts_of_the_upstream_taken_from_it() {
+        let mut policy = parse("predictive:1.5").unwrap();
+        let Kind::Live(params) = &mut policy.kind else { panic!() };
+        (params.replicas.min, params.replicas.max) = (2, 9);
+        let kept = pilot(&policy, "replicas:start=40s,slots=16").params().replicas;
+        assert_eq!((kept.headroom, kept.min, kept.max), (1.5, 2, 9));
+        assert_eq!((kept.start, kept.per_replica), (Duration::from_secs(40), Some(16.0)));
+        let Kind::Live(params) = &mut policy.kind else { panic!() };
+        params.replicas.per_replica = Some(12.0);
+        assert_eq!(pilot(&policy, "replicas:slots=16").params().replicas.per_replica, Some(12.0));
+    }
+
+    #[test]
+    fn the_article_s_rule_sees_its_arrivals_whatever_the_upstream() {
+        for model in ["constant:100ms", "slots:start=30s,mean=118ms", "replicas:start=30s"] {
+            let mut policy = parse("article").unwrap();
+            let Kind::Live(params) = &mut policy.kind else { panic!() };
+            params.article_window = ArticleWindow::Requests(120);
+            let params = engine::Params {
+                admission: crate::policy::admission::Params::default(),
+                scaling: pilot(&policy, model).params(),
+                breaker: crate::policy::supply::BreakerParams::default(),
+            };
+            let mut engine = Engine::new(params, MonoTime::ZERO);
+            for n in 0..200 {
+                let arrival = Arrival {
+                    kind: engine::Kind::Queued,
+                    tenant: TenantId(0),
+                    priority: Priority::Normal,
+                    cost: Tokens(1),
+                    bytes: 0,
+                    head_by: None,
+                    stream: false,
+                };
+                engine.on(MonoTime::from_secs(n), Event::Arrive(Ticket(n), arrival), &mut Vec::new());
+            }
+            assert_eq!(engine.history().arrivals().len(), 120, "{model}");
+        }
     }
 }
