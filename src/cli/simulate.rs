@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn replicas_are_scaled_as_the_file_says_unless_the_name_says_otherwise() {
-        let text = "[upstream]\nurl = \"http://127.0.0.1:1\"\n[predict.replicas]\nheadroom = 1.7\nmin = 2\nmax = 9\n";
+        let text = "[[upstream]]\nname = \"one\"\nbase_url = \"http://model:8000/v1\"\n[predict.replicas]\nheadroom = 1.7\nmin = 2\nmax = 9\n";
         let none = std::collections::BTreeMap::new();
         let loaded = config::parse(text, "t", &none, &[], &|_| Err(std::io::ErrorKind::NotFound.into()));
         let config = loaded.unwrap().config;

@@ -168,6 +168,7 @@ mod tests {
             arrivals: 1,
             demand_mean: 5.0,
             demand_peak: 10,
+            waiting_mean: 2.0,
             flight_mean: 2.0,
             flight_peak: 4,
             ..Second::default()
