@@ -10,7 +10,7 @@
 //! | `oracle` | at the upstream's best | knows every arrival beforehand |
 //!
 //! `hpa:1.3` sets the headroom, also of `rate`, `predictive` and `oracle`. `+hold`, `+return`, `+never` at the end: what
-//! happens after the upstream's 429. [`Pilot`] is a policy at work; the event loop asks it.
+//! happens after the upstream's 429. `pilot.rs` is a policy at work; the event loop asks it.
 
 mod aimd;
 mod autoscale;

@@ -2,12 +2,12 @@
 //!
 //! | model | where |
 //! |---|---|
-//! | `constant` `lognormal` `llm` | [`service`]: a time per request, no limit to how many at once |
-//! | `hosted` | [`hosted`]: requests and tokens per minute from buckets, 429 beyond |
-//! | `batch` | [`batch`]: all share one server, whose throughput has a knee |
-//! | `replicas` | [`replicas`]: several such servers, which take time to start |
-//! | `slots` | [`slots`]: a server that does one request at a time, many of them, with the same start |
-//! | `handshake` | [`handshake`]: a connection that is not warm costs time |
+//! | `constant` `lognormal` `llm` | `service.rs`: a time per request, no limit to how many at once |
+//! | `hosted` | `hosted.rs`: requests and tokens per minute from buckets, 429 beyond |
+//! | `batch` | `batch.rs`: all share one server, whose throughput has a knee |
+//! | `replicas` | `replicas.rs`: several such servers, which take time to start |
+//! | `slots` | `slots.rs`: a server that does one request at a time, many of them, with the same start |
+//! | `handshake` | `handshake.rs`: a connection that is not warm costs time |
 //!
 //! Without them the loop would have nothing to wait for. They are deterministic: chance is drawn by request number.
 
