@@ -76,6 +76,42 @@ pub struct TenantId(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tokens(pub u64);
 
+/// An endpoint's number within its group: one `[[upstream]]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(pub u16);
+
+/// A key's number within its endpoint; 0 also stands for the client's own key where none is configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub u16);
+
+/// A model's number within its group. Names are interned at the edge; past a bound they share one number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModelId(pub u32);
+
+/// Where an attempt goes: which endpoint, with which of its keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Its key.
+    pub key: KeyId,
+}
+
+/// What one finished response says of the upstream's pace.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Prompt tokens, real or estimated.
+    pub prompt: Tokens,
+    /// Output tokens; 0: not a tokenised call, such as embeddings.
+    pub output: Tokens,
+    /// From dispatch to the first token of a stream, else to the head.
+    pub first: Duration,
+    /// From dispatch to the last token, or to the end of the response.
+    pub last: Duration,
+    /// It was a stream.
+    pub stream: bool,
+}
+
 /// The class a request queues in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
