@@ -28,8 +28,8 @@ fn full() -> String {
 }
 
 fn environment(pairs: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
-    let key = ("OPENAI_API_KEY".to_owned(), "sk-test".to_owned());
-    pairs.into_iter().chain([key]).collect()
+    let keys = [("OPENAI_API_KEY", "sk-test"), ("KEY_A", "sk-a"), ("KEY_B", "sk-b")];
+    pairs.into_iter().chain(keys.map(|(name, key)| (name.to_owned(), key.to_owned()))).collect()
 }
 
 fn read(text: &str, environment: &BTreeMap<String, String>) -> Config {
@@ -43,7 +43,16 @@ fn read(text: &str, environment: &BTreeMap<String, String>) -> Config {
 /// Every setting of a document, with its value as a variable would hold it.
 fn settings(path: &str, value: &toml::Value, found: &mut BTreeMap<String, String>) {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    let text = |v: &toml::Value| v.as_str().map(str::to_owned);
     match value {
+        // names for names
+        toml::Value::Table(table) if path.ends_with(".rename") => {
+            let pairs = table.iter().filter_map(|(name, v)| Some(format!("{name}={}", text(v)?)));
+            found.insert(path.to_owned(), pairs.collect::<Vec<_>>().join(","));
+        }
+        toml::Value::Array(items) if items.iter().all(toml::Value::is_str) => {
+            found.insert(path.to_owned(), items.iter().filter_map(text).collect::<Vec<_>>().join(","));
+        }
         toml::Value::Table(table) => table.iter().for_each(|(name, v)| settings(&below(name), v, found)),
         toml::Value::Array(items) => {
             items.iter().enumerate().for_each(|(i, v)| settings(&below(&i.to_string()), v, found));
@@ -72,7 +81,7 @@ fn the_documented_defaults_are_the_codes() {
             queue: Default::default(),
             scaling: Default::default(),
             breaker: Default::default(),
-            upstream: Default::default(),
+            upstreams: vec![Default::default()],
         }
     );
     // And what is left out is what is written: all sections but the upstream, which has to be there.
@@ -82,7 +91,9 @@ fn the_documented_defaults_are_the_codes() {
 
 #[test]
 fn every_setting_is_documented_and_every_documented_setting_exists() {
-    let documented: BTreeSet<String> = documented().into_keys().collect();
+    // the second upstream shows what the first cannot have at the same time
+    let first = |key: String| key.replace("upstream.1.", "upstream.0.");
+    let documented: BTreeSet<String> = documented().into_keys().map(first).collect();
     let known = keys();
     let missing: Vec<_> = known.difference(&documented).collect();
     let unknown: Vec<_> = documented.difference(&known).collect();
@@ -102,8 +113,10 @@ fn every_setting_says_what_it_is_for() {
 fn a_setting_that_is_commented_out_can_be_commented_in() {
     let config = read(&full(), &environment([]));
     assert_eq!(config.scaling.article_emergency, 150);
-    assert_eq!(config.upstream.api_key.map(|key| key.reveal().to_owned()), Some("sk-test".into()));
-    assert_eq!(config.upstream.ca_file, Some("ca.pem".into()));
+    let keys = |at: usize| config.upstreams[at].keys().map(|key| key.reveal().to_owned()).collect::<Vec<_>>();
+    assert_eq!((keys(0), keys(1)), (vec!["sk-test".to_owned()], vec!["sk-a".to_owned(), "sk-b".to_owned()]));
+    assert_eq!(config.upstreams[0].ca_file, Some("ca.pem".into()));
+    assert_eq!(config.upstreams[0].rename.get("gpt-4o").map(String::as_str), Some("llama-3.3-70b"));
 }
 
 #[test]

@@ -122,7 +122,7 @@ impl Running {
         let workers = config.listen.workers;
         let registry = Registry::new();
         let telemetry = Telemetry::new(&config.telemetry, clock, workers, &registry)?;
-        let upstream = Upstream::new(config.upstream.clone(), workers, clock)?;
+        let upstream = Upstream::new(config.first_upstream(), workers, clock)?;
         let (sockets, address) = bind_all(config.listen.address, workers)?;
         let admin_socket = bind_admin(config.telemetry.admin_address)?;
         let admin = local_address("admin", &admin_socket)?;
@@ -159,7 +159,7 @@ impl Running {
             working,
         };
         running.spawn("control", move || control.run())?;
-        tracing::info!(%address, %admin, upstream = %config.upstream.base_url, workers, "listening");
+        tracing::info!(%address, %admin, upstream = %config.first_upstream().base_url, workers, "listening");
         Ok(running)
     }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::cli::Settings;
 use crate::config;
 use crate::policy::predict::PolicyKind;
+use crate::upstream;
 
 pub(super) fn check(settings: &Settings) -> ExitCode {
     match config::load(&settings.sources()) {
@@ -17,11 +18,12 @@ pub(super) fn check(settings: &Settings) -> ExitCode {
                 eprintln!("warning: {warning}");
             }
             let c = &loaded.config;
-            let key = if c.upstream.api_key.is_some() { "its own key" } else { "each client's key" };
             println!("ok");
             println!("  listen    {} ({} workers)", c.listen.address, c.listen.workers);
             println!("  admin     {}", c.telemetry.admin_address);
-            println!("  upstream  {} = {}, with {key}", c.upstream.name, c.upstream.base_url);
+            for upstream in &c.upstreams {
+                println!("  upstream  {}", described(upstream));
+            }
             let s = &c.scaling;
             match s.policy {
                 PolicyKind::Fixed => println!("  permits   always {}", s.max_permits),
@@ -37,4 +39,22 @@ pub(super) fn check(settings: &Settings) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// One upstream in a line: what it is called, where it is, what it serves and with which key.
+fn described(upstream: &upstream::Params) -> String {
+    let key = match upstream.keys().count() {
+        0 => "each client's key".to_owned(),
+        1 => "its own key".to_owned(),
+        keys => format!("{keys} keys of its own"),
+    };
+    let models = match upstream.supply.models.as_slice() {
+        [all] if all == "*" => String::new(),
+        models => format!(", for {}", models.join(" ")),
+    };
+    let tier = match upstream.supply.tier {
+        0 => String::new(),
+        tier => format!(", tier {tier}"),
+    };
+    format!("{} = {}, with {key}{models}{tier}", upstream.name, upstream.base_url)
 }

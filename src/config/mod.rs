@@ -11,6 +11,7 @@ mod nearest;
 mod reader;
 mod secret;
 mod sections;
+mod together;
 mod upstream;
 mod values;
 
@@ -42,8 +43,16 @@ pub struct Config {
     pub scaling: predict::Params,
     /// `[breaker]`.
     pub breaker: BreakerParams,
-    /// The one `[[upstream]]`.
-    pub upstream: crate::upstream::Params,
+    /// Every `[[upstream]]`, in the file's order. There is at least one.
+    pub upstreams: Vec<crate::upstream::Params>,
+}
+
+impl Config {
+    /// The first upstream.
+    #[must_use]
+    pub fn first_upstream(&self) -> crate::upstream::Params {
+        self.upstreams.first().cloned().unwrap_or_default()
+    }
 }
 
 /// A setting made on the command line.
@@ -333,11 +342,11 @@ b = 2
             ("TIDEGATE_QUEUE_TIMEOUT", "7s"),
         ];
         let Loaded { config, warnings } = read("", &environment, &[]).unwrap_or_else(|f| panic!("{f}"));
-        assert_eq!(config.upstream.name, "x");
-        assert_eq!(config.upstream.base_url, "https://model/v1");
-        assert!(config.upstream.http2);
-        assert_eq!(config.upstream.ca_file, Some("ca.pem".into()));
-        assert_eq!(config.upstream.api_key.map(|k| k.reveal().to_owned()), Some("sk-1".into()));
+        assert_eq!(config.first_upstream().name, "x");
+        assert_eq!(config.first_upstream().base_url, "https://model/v1");
+        assert!(config.first_upstream().http2);
+        assert_eq!(config.first_upstream().ca_file, Some("ca.pem".into()));
+        assert_eq!(config.first_upstream().api_key.map(|k| k.reveal().to_owned()), Some("sk-1".into()));
         assert_eq!(config.listen.workers, 3);
         assert_eq!(config.telemetry.admin_address, "[::1]:9".parse().unwrap());
         assert_eq!(config.limits.body_bytes, 1 << 20);
@@ -358,14 +367,17 @@ b = 2
     #[test]
     fn openai_base_url_alone_is_enough() {
         let Loaded { config, warnings } = read("", &[("OPENAI_BASE_URL", "http://m:1/v1")], &[]).unwrap();
-        assert_eq!((config.upstream.name.as_str(), config.upstream.api_key.is_none()), ("default", true));
-        assert_eq!(config.upstream.base_url, "http://m:1/v1");
+        assert_eq!(
+            (config.first_upstream().name.as_str(), config.first_upstream().api_key.is_none()),
+            ("default", true)
+        );
+        assert_eq!(config.first_upstream().base_url, "http://m:1/v1");
         assert!(warnings.is_empty());
         let with_key = [("OPENAI_BASE_URL", "http://m:1/v1"), ("OPENAI_API_KEY", "sk-1")];
-        let key = read("", &with_key, &[]).unwrap().config.upstream.api_key;
+        let key = read("", &with_key, &[]).unwrap().config.first_upstream().api_key;
         assert_eq!(key.map(|k| k.reveal().to_owned()), Some("sk-1".into()));
         let empty = read("", &[("OPENAI_BASE_URL", "http://m:1/v1"), ("OPENAI_API_KEY", "")], &[]).unwrap();
-        assert!(empty.config.upstream.api_key.is_none());
+        assert!(empty.config.first_upstream().api_key.is_none());
         assert!(empty.warnings[0].starts_with("OPENAI_API_KEY is empty"), "{:?}", empty.warnings);
         begins(&bad("", &[("OPENAI_BASE_URL", " ")]), &["t.toml: no upstream: add [[upstream]]"]);
         begins(&bad("", &[("OPENAI_BASE_URL", "model")]), &["OPENAI_BASE_URL: "]);
@@ -375,8 +387,8 @@ b = 2
     fn a_described_upstream_takes_nothing_from_openai_variables() {
         let environment = [("OPENAI_BASE_URL", "http://other/v1"), ("OPENAI_API_KEY", "sk-other")];
         let config = read(UPSTREAM, &environment, &[]).unwrap().config;
-        assert_eq!(config.upstream.base_url, "http://model:8000/v1");
-        assert!(config.upstream.api_key.is_none());
+        assert_eq!(config.first_upstream().base_url, "http://model:8000/v1");
+        assert!(config.first_upstream().api_key.is_none());
         begins(
             &bad("[[upstream]]\nname = \"x\"", &environment),
             &["t.toml:1: upstream.0.base_url: is missing"],
@@ -384,12 +396,39 @@ b = 2
     }
 
     #[test]
-    fn there_is_exactly_one_upstream() {
-        let two = format!("{UPSTREAM}\n[[upstream]]\nname = \"two\"\ncolour = 1\n");
-        begins(&bad(&two, &[]), &["t.toml:5: upstream.1: several upstreams are not supported"]);
+    fn there_are_as_many_upstreams_as_are_described_and_at_least_one() {
+        let two =
+            format!("{UPSTREAM}\n[[upstream]]\nname = \"two\"\nbase_url = \"http://two/v1\"\ntier = 1\n");
+        let config = read(&two, &[("TIDEGATE_UPSTREAM__1__WEIGHT", "3")], &[]).unwrap().config;
+        let told = |u: &crate::upstream::Params| (u.name.clone(), u.base_url.to_string(), u.supply.tier);
+        assert_eq!(
+            config.upstreams.iter().map(told).collect::<Vec<_>>(),
+            [
+                ("one".to_owned(), "http://model:8000/v1".to_owned(), 0),
+                ("two".to_owned(), "http://two/v1".to_owned(), 1)
+            ]
+        );
+        assert_eq!(config.upstreams[1].supply.weight, 3);
+        // by variables alone, and added to those of the file
+        let third = [
+            ("TIDEGATE_UPSTREAM__2__NAME", "three"),
+            ("TIDEGATE_UPSTREAM__2__BASE_URL", "http://three/v1"),
+            ("TIDEGATE_UPSTREAM__2__MODELS", "gpt-*, o1"),
+        ];
+        assert_eq!(read(&two, &third, &[]).unwrap().config.upstreams[2].supply.models, ["gpt-*", "o1"]);
         begins(
-            &bad(UPSTREAM, &[("TIDEGATE_UPSTREAM__1__NAME", "b")]),
-            &["TIDEGATE_UPSTREAM__1__NAME: several upstreams"],
+            &bad(UPSTREAM, &third),
+            &[
+                "TIDEGATE_UPSTREAM__2__BASE_URL: there is no upstream 1: they are numbered from 0 without a gap",
+            ],
+        );
+        begins(
+            &bad(UPSTREAM, &[("TIDEGATE_UPSTREAM__01__NAME", "b")]),
+            &["TIDEGATE_UPSTREAM__01__NAME: upstreams are numbered"],
+        );
+        begins(
+            &bad(&format!("{UPSTREAM}[[upstream]]\nname = \"two\"\ncolour = 1"), &[]),
+            &["t.toml:4: upstream.1.base_url: is missing", "t.toml:6: upstream.1.colour: unknown setting"],
         );
         begins(
             &bad(UPSTREAM, &[("TIDEGATE_UPSTREAM__NAME", "b")]),
@@ -398,6 +437,176 @@ b = 2
         begins(&bad("[upstream]\nname = \"x\"", &[]), &["t.toml:1: upstream: is a list: write [[upstream]]"]);
         begins(&bad("upstream = [1]", &[]), &["t.toml:1: upstream.0: expected a table"]);
         begins(&bad("upstream = []", &[]), &["t.toml: no upstream"]);
+        let many: String = (0..1001)
+            .map(|i| format!("[[upstream]]\nname = \"u{i}\"\nbase_url = \"http://u/v1\"\n"))
+            .collect();
+        begins(&bad(&many, &[]), &["t.toml:3001: upstream.1000: there are at most 1000 upstreams"]);
+    }
+
+    #[test]
+    fn upstreams_that_get_in_each_other_s_way_are_refused_with_their_lines() {
+        let with = |entries: &[&str]| -> String {
+            let entry = |(i, more): (usize, &&str)| {
+                format!("[[upstream]]\nname = \"u{i}\"\nbase_url = \"http://u{i}/v1\"\n{more}\n")
+            };
+            entries.iter().enumerate().map(entry).collect()
+        };
+        let accepted =
+            |entries: &[&str]| drop(read(&with(entries), &[], &[]).unwrap_or_else(|f| panic!("{f}")));
+        let refused = |entries: &[&str], wanted: &[&str]| begins(&bad(&with(entries), &[]), wanted);
+        accepted(&[
+            "",
+            "models = [\"a*\", \"b\"]",
+            "tier = 1",
+            "models = [\"b\", \"a*\"]\ntier = 1",
+            "tier = 1",
+        ]);
+        begins(
+            &bad(&format!("{UPSTREAM}{UPSTREAM}"), &[]),
+            &["t.toml:5: upstream.1.name: \"one\" is also the name of upstream.0"],
+        );
+        refused(
+            &["models = [\"gpt-*\"]", "", "models = [\"gpt-4o\"]", "models = [\"*\", \"o1\"]"],
+            &[
+                "t.toml:12: upstream.2.models: \"gpt-4o\" overlaps with \"gpt-*\" of \"u0\"",
+                "t.toml:16: upstream.3.models: \"*\" overlaps with \"*\" of \"u1\"",
+            ],
+        );
+        refused(
+            &["models = []", "models = [\"a\", \"a\"]", "models = [\"a*b\", 1]", "models = \"a\""],
+            &[
+                "t.toml:4: upstream.0.models: names no model",
+                "t.toml:8: upstream.1.models: \"a\" stands there twice",
+                "t.toml:12: upstream.2.models: in the list: expected a string, found an integer",
+                "t.toml:16: upstream.3.models: expected a list such as [\"a\", \"b\"], found a string",
+            ],
+        );
+        refused(
+            &["weight = 0", "tier = 2", "tier = 4"],
+            &[
+                "t.toml:4: upstream.0.weight: must be at least 1",
+                "t.toml:8: upstream.1.tier: is 2, but no upstream with the same models has tier 1",
+                "t.toml:12: upstream.2.tier: is 4, but no upstream with the same models has tier 3",
+            ],
+        );
+        refused(
+            &["tier = 1"],
+            &["t.toml:4: upstream.0.tier: is 1, but no upstream with the same models has tier 0"],
+        );
+    }
+
+    #[test]
+    fn what_an_upstream_can_take_and_how_patient_to_be_with_it() {
+        use crate::policy::supply::ConcurrencyMode as Mode;
+        use crate::upstream::{OnDisconnect, ServerMetrics};
+        let read = |text: &str| good(text).first_upstream();
+        let up = read(
+            "models = [\"a\", \"b*\"]\nrename = { a = \"x.1\", \"b.c\" = \"y\" }\nconcurrency = 8\n\
+             requests_per_minute = 600\ntokens_per_minute = 30000\nrate_limit_buffer = 0.9\n\
+             total_timeout = \"20m\"\non_disconnect = \"drain\"\ndrain_limit = \"5s\"\nslow_start = \"0s\"\n\
+             dns_refresh = \"0s\"\ncheck_path = \"/health\"\ncheck_interval = \"2s\"\nserver_metrics = \"/m\"",
+        );
+        assert_eq!(up.rename, [("a", "x.1"), ("b.c", "y")].map(|(a, b)| (a.to_owned(), b.to_owned())).into());
+        assert_eq!(up.supply.concurrency, Mode::Fixed(8));
+        assert_eq!((up.supply.requests_per_minute, up.supply.tokens_per_minute), (Some(600), Some(30_000)));
+        assert_eq!((up.supply.rate_limit_buffer, up.supply.slow_start), (Some(0.9), Duration::ZERO));
+        assert_eq!((up.total_timeout.as_secs(), up.drain_limit.as_secs()), (1200, 5));
+        assert_eq!((up.on_disconnect, up.dns_refresh), (OnDisconnect::Drain, Duration::ZERO));
+        assert_eq!((up.check_path.as_deref(), up.check_interval.as_secs()), (Some("/health"), 2));
+        assert_eq!(up.server_metrics, ServerMetrics::Path("/m".into()));
+        assert_eq!(read("[upstream.rename]\na = \"b\"").rename.len(), 1);
+        assert_eq!(read("concurrency = \"learn\"").supply.concurrency, Mode::Learn);
+        assert_eq!(read("server_metrics = \"off\"").server_metrics, ServerMetrics::Off);
+        for (text, message) in [
+            (
+                "concurrency = \"many\"",
+                "concurrency: expected \"auto\" or \"learn\" or \"unlimited\", found \"many\"; or a number of requests such as 16",
+            ),
+            ("concurrency = 0", "concurrency: must be 1 to 100000"),
+            ("concurrency = 1.5", "concurrency: expected \"auto\""),
+            (
+                "server_metrics = \"metrics\"",
+                "server_metrics: expected \"auto\" or \"off\", found \"metrics\"; or a path",
+            ),
+            ("check_path = \"health\"", "check_path: must be a path"),
+            ("rename = { a = 1 }", "rename: of \"a\": expected a string, found an integer"),
+            ("rename = \"a\"", "rename: expected names for names"),
+            ("rename = { a = \"\" }", "rename: has an empty name"),
+            ("rename = { a = { b = 1 } }", "rename: of \"a\": expected a string, found a table"),
+            ("requests_per_minute = 0", "requests_per_minute: must be at least 1"),
+            ("rate_limit_buffer = 1.1", "rate_limit_buffer: must be above 0 and at most 1"),
+            ("drain_limit = \"0s\"", "drain_limit: must be longer than 0s"),
+            ("dns_refresh = \"1ms\"", "dns_refresh: must be at least 1s"),
+        ] {
+            begins(&[one(text)], &[&format!("t.toml:4: upstream.0.{message}")]);
+        }
+    }
+
+    #[test]
+    fn lists_and_names_are_variables_too_and_a_name_s_case_is_not_lost() {
+        let base = ("OPENAI_BASE_URL", "http://m/v1");
+        let with = |name: &'static str, value: &'static str| {
+            [("TIDEGATE_UPSTREAM__0__BASE_URL", "http://m/v1"), (name, value), ("A", "ka"), ("B", "kb"), base]
+        };
+        let read = |name, value| read("", &with(name, value), &[]).unwrap_or_else(|f| panic!("{f}")).config;
+        let up = read("TIDEGATE_UPSTREAM__0__RENAME", "GPT-4o=llama, x=y").first_upstream();
+        assert_eq!(up.rename.get("GPT-4o").map(String::as_str), Some("llama"));
+        let up = read("TIDEGATE_UPSTREAM__0__API_KEYS", "env:A,env:B").first_upstream();
+        assert_eq!(up.keys().map(crate::upstream::Secret::reveal).collect::<Vec<_>>(), ["ka", "kb"]);
+        let up = read("TIDEGATE_UPSTREAM__0__CONCURRENCY", "12").first_upstream();
+        assert_eq!(up.supply.concurrency, crate::policy::supply::ConcurrencyMode::Fixed(12));
+        begins(
+            &bad("", &with("TIDEGATE_UPSTREAM__0__RENAME__GPT", "llama")),
+            &[
+                "TIDEGATE_UPSTREAM__0__RENAME__GPT: write all names in one variable: TIDEGATE_UPSTREAM__0__RENAME=alias=name",
+            ],
+        );
+    }
+
+    #[test]
+    fn several_keys_have_all_to_be_good_and_exclude_the_one() {
+        let environment =
+            [("A", "sk-a"), ("B", "sk-b"), ("AGAIN", "sk-a"), ("EMPTY_KEY", ""), ("SAMPLE", "YOUR_API_KEY")];
+        let with = |lines: &str| format!("{UPSTREAM}{lines}\n");
+        let keys = |lines: &str| {
+            let loaded = read(&with(lines), &environment, &[]).unwrap_or_else(|f| panic!("{f}"));
+            assert!(!format!("{loaded:?}").contains("sk-"));
+            let keys = loaded.config.first_upstream();
+            (keys.keys().map(|k| k.reveal().to_owned()).collect::<Vec<_>>(), loaded.warnings)
+        };
+        assert_eq!(keys("api_keys = [\"env:A\", \"file:key.txt\"]").0, ["sk-a", "sk-from-file"]);
+        let (some, warnings) = keys("api_keys = [\"env:A\", \"env:EMPTY_KEY\"]");
+        assert_eq!(some, ["sk-a"]);
+        let told = "upstream.0.api_keys: key 2: the variable EMPTY_KEY is empty: the other keys are used";
+        assert_eq!(warnings, [told]);
+        let (none, warnings) = keys("api_keys = [\"env:EMPTY_KEY\"]");
+        assert!(
+            none.is_empty() && warnings[0].ends_with("each client's own key passes through"),
+            "{warnings:?}"
+        );
+        for (lines, message) in [
+            ("api_keys = [\"env:A\", \"sk-literal\"]", "4: upstream.0.api_keys: key 2: must be \"env:NAME\""),
+            (
+                "api_keys = [\"env:A\", \"env:NONE_SUCH\"]",
+                "4: upstream.0.api_keys: key 2: the variable NONE_SUCH is not set",
+            ),
+            (
+                "api_keys = [\"env:A\", \"env:B\", \"env:AGAIN\"]",
+                "4: upstream.0.api_keys: keys 1 and 3 are the same",
+            ),
+            ("api_keys = [\"env:A\", \"env:SAMPLE\"]", "4: upstream.0.api_keys: key 2 is a placeholder"),
+            ("api_keys = []", "4: upstream.0.api_keys: names no key"),
+            ("api_keys = \"env:A\"", "4: upstream.0.api_keys: expected a list"),
+            ("api_key = \"env:A\"\napi_keys = [\"env:B\"]", "5: upstream.0.api_keys: api_key is set as well"),
+            (
+                "api_key = \"env:EMPTY_KEY\"\napi_keys = [\"env:B\"]",
+                "5: upstream.0.api_keys: api_key is set as well",
+            ),
+        ] {
+            let faults = bad(&with(lines), &environment);
+            begins(&faults, &[&format!("t.toml:{message}")]);
+            assert!(!faults[0].contains("sk-") && !faults[0].contains("YOUR"), "{faults:?}");
+        }
     }
 
     #[test]
@@ -407,7 +616,7 @@ b = 2
         let key = |reference: &str| {
             let loaded = read(&with(reference), &environment, &[]).unwrap_or_else(|f| panic!("{f}"));
             assert!(!format!("{loaded:?}").contains("sk-"));
-            (loaded.config.upstream.api_key.map(|k| k.reveal().to_owned()), loaded.warnings)
+            (loaded.config.first_upstream().api_key.map(|k| k.reveal().to_owned()), loaded.warnings)
         };
         assert_eq!(key("env:A_KEY"), (Some("sk-1".into()), vec![]));
         assert_eq!(key("file:key.txt"), (Some("sk-from-file".into()), vec![]));
@@ -579,7 +788,7 @@ b = 2
         /// Of the right shape, so that it gets past the TOML parser.
         #[test]
         fn no_value_makes_it_panic(
-            pairs in proptest::collection::vec((0usize..100, "[-+]?[0-9]{1,25}|[0-9.]{1,9}(e[0-9]{1,4})?|\"[ -!#-\\[\\]-~é]{0,12}\"|\"[0-9]{1,20} ?[a-zA-Z]{0,3}\"|true|inf|\\[\\]|\\{\\}|2020-01-01"), 0..12),
+            pairs in proptest::collection::vec((0usize..100, "[-+]?[0-9]{1,25}|[0-9.]{1,9}(e[0-9]{1,4})?|\"[ -!#-\\[\\]-~é]{0,12}\"|\"[0-9]{1,20} ?[a-zA-Z]{0,3}\"|true|inf|\\[\\]|\\[\"[ab*]{0,2}\", 1\\]|\\{\\}|\\{a=\"b\"\\}|2020-01-01"), 0..12),
             text in "[ -~]{0,20}",
         ) {
             let keys: Vec<String> = keys().into_iter().collect();

@@ -21,6 +21,8 @@ use crate::policy::units::Invalid;
 const PREFIX: &str = "TIDEGATE_";
 /// The lists of tables.
 pub(super) const LISTS: [&str; 2] = ["upstream", "predict.calendar"];
+/// Settings of the upstreams that are tables: a name for a name, in which any name may stand.
+const MAPS: [&str; 1] = ["rename"];
 /// No section lies deeper. What does is unknown anyway, and a recursion needs an end.
 const DEEPEST: usize = 8;
 
@@ -74,28 +76,21 @@ impl Reader {
         line_of: &dyn Fn(usize) -> usize,
         depth: usize,
     ) {
-        let leaf = match value.get_ref() {
-            DeValue::Table(table) if depth < DEEPEST => {
+        match value.get_ref() {
+            DeValue::Table(table) if depth < DEEPEST && !is_map(&path) => {
                 self.tables.insert(path.clone(), line);
                 self.table(&path, table, line_of, depth + 1);
-                return;
             }
             DeValue::Array(items) if LISTS.contains(&path.as_str()) => {
                 for (i, item) in items.iter().enumerate() {
                     // The header of a `[[list]]` has one key for all items, so each item's own span tells its line.
                     self.value(format!("{path}.{i}"), line_of(item.span().start), item, line_of, depth + 1);
                 }
-                return;
             }
-            DeValue::String(s) => Value::String(s.to_string()),
-            DeValue::Integer(n) => Value::Integer(i64::from_str_radix(n.as_str(), n.radix()).ok()),
-            DeValue::Float(x) => Value::Float(x.as_str().parse().unwrap_or(f64::NAN)),
-            DeValue::Boolean(b) => Value::Boolean(*b),
-            DeValue::Datetime(_) => Value::Other("a date"),
-            DeValue::Array(_) => Value::Other("an array"),
-            DeValue::Table(_) => Value::Other("a table"),
-        };
-        self.entries.insert(path, Entry { place: Place::Line(line), value: leaf });
+            leaf => {
+                self.entries.insert(path, Entry { place: Place::Line(line), value: leaf_value(leaf) });
+            }
+        }
     }
 
     /// Lays the `TIDEGATE_SECTION__KEY` variables over what was read so far.
@@ -321,8 +316,39 @@ impl Reader {
     }
 }
 
+/// Whether it is `upstream.0.rename` or the like.
+fn is_map(path: &str) -> bool {
+    let below = path.strip_prefix("upstream.").and_then(|rest| rest.split_once('.'));
+    below.is_some_and(|(_, name)| MAPS.contains(&name))
+}
+
+fn leaf_value(value: &DeValue<'_>) -> Value {
+    // one level deep: what lies deeper is no setting's value, and a recursion needs an end
+    let list = |items: &toml::de::DeArray<'_>| items.iter().map(|item| scalar(item.get_ref())).collect();
+    match value {
+        DeValue::Array(items) => Value::List(list(items)),
+        DeValue::Table(table) => {
+            let pairs = table.iter().map(|(key, value)| (key.get_ref().to_string(), scalar(value.get_ref())));
+            Value::Map(pairs.collect())
+        }
+        value => scalar(value),
+    }
+}
+
+fn scalar(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(s) => Value::String(s.to_string()),
+        DeValue::Integer(n) => Value::Integer(i64::from_str_radix(n.as_str(), n.radix()).ok()),
+        DeValue::Float(x) => Value::Float(x.as_str().parse().unwrap_or(f64::NAN)),
+        DeValue::Boolean(b) => Value::Boolean(*b),
+        DeValue::Datetime(_) => Value::Other("a date"),
+        DeValue::Array(_) => Value::Other("an array"),
+        DeValue::Table(_) => Value::Other("a table"),
+    }
+}
+
 /// The variable that sets `key`.
-fn variable(key: &str) -> String {
+pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"))
 }
 

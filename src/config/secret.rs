@@ -14,7 +14,7 @@ const LONGEST: u64 = 64 << 10;
 pub(super) enum Found {
     /// The secret, without the white space around it.
     Secret(String),
-    /// There is one, but it is empty: says so.
+    /// There is one, but it is empty: says where.
     Empty(String),
 }
 
@@ -46,9 +46,7 @@ pub(super) fn resolve(
         );
     };
     match secret.trim() {
-        "" => Ok(Found::Empty(format!(
-            "{source} is empty: no key is sent, each client's own key passes through"
-        ))),
+        "" => Ok(Found::Empty(source)),
         secret => Ok(Found::Secret(secret.to_owned())),
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn read(reader: &mut Reader, vault: &Vault<'_>, warnings: &mut Vec<St
         queue: queue(reader),
         scaling: scaling(reader),
         breaker: breaker(reader),
-        upstream: upstream::read(reader, vault, warnings),
+        upstreams: upstream::read(reader, vault, warnings),
     };
     let (listen, admin) = (config.listen.address, config.telemetry.admin_address);
     let readable = !reader.is_faulty("listen.address");
@@ -34,13 +34,14 @@ pub(super) fn read(reader: &mut Reader, vault: &Vault<'_>, warnings: &mut Vec<St
             format!("{admin} is also listen.address ({listen}): give each a port of its own"),
         );
     }
-    if readable && !reader.is_faulty("upstream.0.base_url") && leads_back(&config.upstream.base_url, listen) {
-        reader.fault(
-            "upstream.0.base_url",
-            format!(
+    for (at, upstream) in config.upstreams.iter().enumerate() {
+        let key = format!("upstream.{at}.base_url");
+        if readable && !reader.is_faulty(&key) && leads_back(&upstream.base_url, listen) {
+            let message = format!(
                 "leads back to tidegate itself, which listens on {listen}: every request would go in circles"
-            ),
-        );
+            );
+            reader.fault(&key, message);
+        }
     }
     config
 }
@@ -105,6 +106,7 @@ fn queue(r: &mut Reader) -> admission::Params {
         max_requests: r.take("queue.max_requests", values::count).unwrap_or(d.max_requests),
         max_bytes: r.take("queue.max_bytes", values::size).unwrap_or(d.max_bytes),
         timeout: r.take("queue.timeout", values::duration).unwrap_or(d.timeout),
+        failover_wait: r.take("queue.failover_wait", values::duration).unwrap_or(d.failover_wait),
         on_drain: r.take("queue.on_drain", on_drain).unwrap_or(d.on_drain),
         max_unqueued: r.take("limits.max_unqueued", values::count).unwrap_or(d.max_unqueued),
         max_websockets: r.take("limits.max_websockets", values::count).unwrap_or(d.max_websockets),

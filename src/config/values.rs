@@ -3,6 +3,7 @@
 //! Each function takes a value as it was written and answers with the typed one or with a sentence that
 //! says what was expected and what was found. `sections.rs` and `upstream.rs` hand them to the reader.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,10 @@ pub(super) enum Value {
     Boolean(bool),
     /// A key itself, from a variable that exists to hold one.
     Key(String),
+    /// `["a", "b"]`.
+    List(Vec<Value>),
+    /// `{ "a" = "b" }`.
+    Map(Vec<(String, Value)>),
     /// Something no setting is: its name with an article.
     Other(&'static str),
 }
@@ -39,6 +44,8 @@ impl Value {
             Self::Float(_) => "a float",
             Self::Boolean(_) => "a boolean",
             Self::Key(_) => "a key",
+            Self::List(_) => "an array",
+            Self::Map(_) => "a table",
             Self::Other(kind) => kind,
         }
     }
@@ -65,6 +72,50 @@ fn written(value: &Value) -> Option<&str> {
 
 pub(super) fn string(value: &Value) -> Result<String, String> {
     written(value).map(str::to_owned).ok_or_else(|| expected("a string", value))
+}
+
+/// Several strings; in a variable with commas between them.
+pub(super) fn strings(value: &Value) -> Result<Vec<String>, String> {
+    const WANTED: &str = "a list such as [\"a\", \"b\"]";
+    match value {
+        Value::List(items) => {
+            items.iter().map(string).collect::<Result<_, _>>().map_err(|e| format!("in the list: {e}"))
+        }
+        Value::Text(text) => Ok(parts(text).map(str::to_owned).collect()),
+        _ => Err(expected(WANTED, value)),
+    }
+}
+
+/// Names for names; in a variable `a=b,c=d`.
+pub(super) fn names(value: &Value) -> Result<BTreeMap<String, String>, String> {
+    const WANTED: &str = "names for names such as { \"a\" = \"b\" }, in a variable a=b,c=d";
+    match value {
+        Value::Map(pairs) => {
+            let pair = |(name, value): &(String, Value)| match string(value) {
+                Ok(text) => Ok((name.clone(), text)),
+                Err(message) => Err(format!("of {}: {message}", quoted(name))),
+            };
+            pairs.iter().map(pair).collect()
+        }
+        Value::Text(text) => {
+            let mut found = BTreeMap::new();
+            for part in parts(text) {
+                let (name, is) = part
+                    .split_once('=')
+                    .ok_or_else(|| format!("expected {WANTED}, found {}", quoted(part)))?;
+                if found.insert(name.trim().to_owned(), is.trim().to_owned()).is_some() {
+                    return Err(format!("has {} twice", quoted(name.trim())));
+                }
+            }
+            Ok(found)
+        }
+        _ => Err(expected(WANTED, value)),
+    }
+}
+
+/// What stands between commas. Nothing at all is no part.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|_| !text.trim().is_empty())
 }
 
 pub(super) fn boolean(value: &Value) -> Result<bool, String> {
@@ -267,6 +318,37 @@ mod tests {
             assert!(!url(&text(url_text)).unwrap_err().contains("SECRET"));
         }
         assert!(url(&text("http://model/v1 ")).is_ok());
+    }
+
+    #[test]
+    fn lists_and_names_are_tables_in_the_file_and_text_in_a_variable() {
+        let list = |items: Vec<Value>| strings(&Value::List(items));
+        assert_eq!(list(vec![text("a"), text("b,c")]), Ok(vec!["a".to_owned(), "b,c".to_owned()]));
+        assert_eq!(list(vec![]), Ok(vec![]));
+        assert_eq!(
+            list(vec![Value::Boolean(true)]),
+            Err("in the list: expected a string, found a boolean".into())
+        );
+        assert_eq!(strings(&Value::Text(" a, b ".into())), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(strings(&Value::Text(" ".into())), Ok(vec![]));
+        assert_eq!(
+            strings(&Value::Text("a,,b".into())).unwrap().len(),
+            3,
+            "an empty name is told, not dropped"
+        );
+        assert!(strings(&text("a")).is_err());
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        assert_eq!(names(&Value::Map(vec![("a".into(), text("b"))])), Ok(map(&[("a", "b")])));
+        assert_eq!(names(&Value::Text("a = b, c=d=e".into())), Ok(map(&[("a", "b"), ("c", "d=e")])));
+        assert_eq!(names(&Value::Text(String::new())), Ok(map(&[])));
+        for wrong in ["a", "a=b,a=c", "a=b,,"] {
+            assert!(names(&Value::Text(wrong.into())).is_err(), "{wrong}");
+        }
+        let of = names(&Value::Map(vec![("a".into(), Value::Integer(Some(1)))])).unwrap_err();
+        assert_eq!(of, "of \"a\": expected a string, found an integer");
+        assert!(names(&Value::List(vec![])).unwrap_err().ends_with("found an array"));
     }
 
     #[test]

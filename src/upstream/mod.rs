@@ -20,7 +20,7 @@ pub use body::{BoxError, Payload, ReplyBody, Trailed, Upload};
 pub use connect::{Dial, Dialing, Io, Network};
 pub use fault::{Fault, Paused, SetupError};
 pub use headers::{clean_request, clean_response, is_upgrade};
-pub use params::{Params, Secret};
+pub use params::{BOTH_KEYS, OnDisconnect, Params, Secret, ServerMetrics};
 pub use prewarm::keep_warm;
 pub use send::{Repeat, Trace, Upstream};
 pub use target::Target;

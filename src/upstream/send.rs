@@ -97,7 +97,7 @@ impl Upstream {
         workers: usize,
         clock: Clock,
     ) -> Result<Arc<Self>, SetupError> {
-        let key = match &params.api_key {
+        let key = match params.keys().next() {
             None => None,
             Some(key) => {
                 let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal()))

@@ -110,7 +110,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
         async move { served.serve(io).await }
     });
     let dial = Box::new(ToSimulation { wire, dialled: dialled.clone() });
-    let upstream = Upstream::with_dial(config.upstream.clone(), dial, 1, clock).expect("upstream");
+    let upstream = Upstream::with_dial(config.first_upstream(), dial, 1, clock).expect("upstream");
     let registry = Registry::new();
     let telemetry = Telemetry::new(&config.telemetry, clock, 1, &registry).expect("telemetry");
 

@@ -73,6 +73,7 @@ impl Setting {
             max_requests: usize::from(self.queue.0 % 32),
             max_bytes: 200 * u64::from(self.queue.1),
             timeout: Duration::from_secs(1 + u64::from(self.timeout % 60)),
+            failover_wait: admission::Params::default().failover_wait,
             on_drain: if self.finish_on_drain { OnDrain::Finish } else { OnDrain::Reject },
             max_unqueued: usize::from(self.others.0 % 4),
             max_websockets: usize::from(self.others.1 % 4),

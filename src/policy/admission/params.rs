@@ -13,6 +13,8 @@ pub struct Params {
     pub max_bytes: u64,
     /// The longest any request waits.
     pub timeout: Duration,
+    /// The expected wait past which a request may go to an upstream of a later tier.
+    pub failover_wait: Duration,
     /// What happens to waiting requests when the process is told to stop.
     pub on_drain: OnDrain,
     /// Requests outside the queue that may be in flight at once.
@@ -36,6 +38,7 @@ impl Default for Params {
             max_requests: 500,
             max_bytes: 256 << 20,
             timeout: Duration::from_secs(60),
+            failover_wait: Duration::from_secs(5),
             on_drain: OnDrain::Reject,
             max_unqueued: 256,
             max_websockets: 256,
