@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
 use tidegate::policy::predict::{PolicyKind, Predictor, Wall};
-use tidegate::policy::units::{MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
+use tidegate::policy::units::{ModelId, MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
 
 fn params(permits: u32, queue: usize) -> Params {
     let mut params = Params::default();
@@ -23,6 +23,7 @@ fn arrival(tenant: u64) -> Arrival {
         kind: Kind::Queued,
         tenant: TenantId(tenant),
         priority: Priority::Normal,
+        model: ModelId::default(),
         cost: Tokens(500),
         bytes: 1024,
         head_by: None,
@@ -46,7 +47,7 @@ fn pass(c: &mut Criterion) {
                 now = now + Duration::from_micros(20);
                 engine.on(now, Event::Arrive(Ticket(n), arrival(n % 7)), &mut effects);
                 engine.on(now, Event::FirstByte { ticket: Ticket(n), alive: true }, &mut effects);
-                engine.on(now, Event::Finish(Ticket(n), Outcome::Success), &mut effects);
+                engine.on(now, Event::Finish(Ticket(n), Outcome::Success, None), &mut effects);
                 black_box(&effects);
             });
         });
@@ -69,7 +70,7 @@ fn queue(c: &mut Criterion) {
                 // a pace at which no wait reaches its deadline
                 now = now + Duration::from_micros(20);
                 engine.on(now, Event::Arrive(Ticket(n), arrival(n % 7)), &mut effects);
-                engine.on(now, Event::Finish(running, Outcome::Success), &mut effects);
+                engine.on(now, Event::Finish(running, Outcome::Success, None), &mut effects);
                 for effect in &effects {
                     if let Effect::Admit { ticket, .. } = effect {
                         running = *ticket;
@@ -87,7 +88,7 @@ fn decide(c: &mut Criterion) {
     for n in 0..6000 {
         let now = MonoTime::ZERO + Duration::from_millis(100 * n);
         engine.on(now, Event::Arrive(Ticket(n), arrival(1)), &mut effects);
-        engine.on(now, Event::Finish(Ticket(n), Outcome::Success), &mut effects);
+        engine.on(now, Event::Finish(Ticket(n), Outcome::Success, None), &mut effects);
     }
     let now = MonoTime::from_secs(600);
     c.bench_function("decide on ten minutes of history", |b| {

@@ -14,7 +14,7 @@ use tidegate::policy::admission::{Queue, Waiting};
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
 use tidegate::policy::predict::{Decision, Direction, Reason, Wall};
 use tidegate::policy::supply::{Breaker, Verdict};
-use tidegate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
+use tidegate::policy::units::{ModelId, MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
 
 #[path = "support/strategies.rs"]
 mod strategies;
@@ -93,6 +93,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             kind,
             tenant,
             priority,
+            model: ModelId::default(),
             cost: Tokens(cost),
             bytes,
             head_by,
@@ -125,7 +126,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => ticket().prop_map(Event::Cancel),
         2 => (ticket(), any::<bool>()).prop_map(|(ticket, alive)| Event::FirstByte { ticket, alive }),
         2 => (ticket(), outcome()).prop_map(|(ticket, outcome)| Event::AttemptEnd(ticket, outcome)),
-        4 => (ticket(), outcome()).prop_map(|(ticket, outcome)| Event::Finish(ticket, outcome)),
+        4 => (ticket(), outcome()).prop_map(|(ticket, outcome)| Event::Finish(ticket, outcome, None)),
         2 => Just(Event::Tick),
         1 => decision.prop_map(Event::Install),
         1 => proptest::option::of(any::<u32>()).prop_map(Event::Supply),
@@ -177,7 +178,7 @@ proptest! {
                     pending.push(*ticket);
                 }
                 Event::Cancel(ticket) => pending.retain(|t| t != ticket),
-                Event::Finish(ticket, _) => running.retain(|t| t != ticket),
+                Event::Finish(ticket, ..) => running.retain(|t| t != ticket),
                 _ => {}
             }
             engine.on(now, event.clone(), &mut effects);
@@ -246,6 +247,7 @@ fn waiting(ticket: u64, line: &Line) -> Waiting {
         ticket: Ticket(ticket),
         tenant: TenantId(line.tenant),
         priority: line.priority,
+        model: ModelId::default(),
         cost: Tokens(line.cost),
         bytes: line.bytes,
         // deadlines in another order than arrivals
@@ -253,6 +255,10 @@ fn waiting(ticket: u64, line: &Line) -> Waiting {
         head_by: None,
         stream: false,
         websocket: false,
+        arrived: MonoTime::ZERO,
+        tries: 0,
+        avoid: None,
+        not_before: MonoTime::ZERO,
     }
 }
 
@@ -351,7 +357,7 @@ proptest! {
         setting in strategies::setting(),
         moves in vec((0..6_u8, any::<u8>(), strategies::outcome(), 0..3000_u64), 1..300),
     ) {
-        let params = setting.params().breaker;
+        let params = setting.params().supply.breaker;
         let (mut breaker, mut plain) = (Breaker::new(params.clone()), PlainBreaker::new(params.clone()));
         let mut now = MonoTime::from_secs(5);
         let mut attempts: Vec<(Ticket, u32)> = Vec::new();
@@ -396,7 +402,7 @@ proptest! {
     /// What started before the last turn cannot turn it again.
     #[test]
     fn late_failures_trip_nothing(setting in strategies::setting(), late in 1..50_u64) {
-        let params = setting.params().breaker;
+        let params = setting.params().supply.breaker;
         let mut breaker = Breaker::new(params.clone());
         let mut now = MonoTime::ZERO;
         for n in 0..u64::from(params.failures) {
@@ -430,7 +436,8 @@ fn engine(change: impl FnOnce(&mut Params)) -> Engine {
 
 fn arrival() -> Arrival {
     let (kind, tenant, priority) = (Kind::Queued, TenantId(1), Priority::Normal);
-    Arrival { kind, tenant, priority, cost: Tokens(1), bytes: 1, head_by: None, stream: false }
+    let model = ModelId::default();
+    Arrival { kind, tenant, priority, model, cost: Tokens(1), bytes: 1, head_by: None, stream: false }
 }
 
 fn on(engine: &mut Engine, now: MonoTime, event: Event) -> Vec<Effect> {
@@ -459,7 +466,7 @@ fn a_slow_spell_does_not_refuse_for_ever() {
             on(&mut engine, now, Event::Tick);
             arrive(&mut engine, now, &mut next);
         }
-        let effects = on(&mut engine, now, Event::Finish(running, Outcome::Success));
+        let effects = on(&mut engine, now, Event::Finish(running, Outcome::Success, None));
         if let Some(Effect::Admit { ticket, .. }) = effects.iter().find(|e| matches!(e, Effect::Admit { .. }))
         {
             running = *ticket;
@@ -469,7 +476,7 @@ fn a_slow_spell_does_not_refuse_for_ever() {
     }
     now = now + Duration::from_secs(600);
     on(&mut engine, now, Event::Tick);
-    on(&mut engine, now, Event::Finish(running, Outcome::Success));
+    on(&mut engine, now, Event::Finish(running, Outcome::Success, None));
     // ten minutes later answers take 10 ms; pairs arrive, the second of which would wait for 10 ms
     let mut refused = 0;
     for _ in 0..1000 {
@@ -479,9 +486,9 @@ fn a_slow_spell_does_not_refuse_for_ever() {
         let no = |e: &Effect| matches!(e, Effect::Reject { refusal: Refusal::DeadlineUnreachable, .. });
         refused += u32::from(effects.iter().any(no));
         now = now + Duration::from_millis(10);
-        on(&mut engine, now, Event::Finish(first, Outcome::Success));
+        on(&mut engine, now, Event::Finish(first, Outcome::Success, None));
         now = now + Duration::from_millis(10);
-        on(&mut engine, now, Event::Finish(second, Outcome::Success));
+        on(&mut engine, now, Event::Finish(second, Outcome::Success, None));
     }
     assert_eq!(refused, 0, "of 1000 requests that would have waited for 10 ms");
 }

@@ -25,7 +25,7 @@ use tidegate::config::Config;
 use tidegate::demo::{self, Faults, Law, Load, OverCapacity, Window};
 use tidegate::policy::engine::Effect;
 use tidegate::policy::predict::Reason;
-use tidegate::policy::supply::BreakerState;
+use tidegate::policy::supply::{BreakerState, Report};
 use tidegate::policy::units::{MonoTime, Outcome, Refusal};
 use tidegate::simulate::policy::{Kind, Policy};
 use tidegate::simulate::upstream::{Id, Model, Sign, Time, Upstream};
@@ -223,7 +223,7 @@ fn refused(effects: &[(MonoTime, Effect)], why: Refusal) -> usize {
 }
 
 fn became(effects: &[(MonoTime, Effect)], state: BreakerState) -> usize {
-    count(effects, |e| matches!(e, Effect::Breaker(t) if t.to == state))
+    count(effects, |e| matches!(e, Effect::Supply(Report::Breaker(_, t)) if t.to == state))
 }
 
 const FIVE: &str = "[scaling]\npolicy = \"fixed\"\nmax_permits = 5";

@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
 use tidegate::policy::predict::{self, Decision, PolicyKind, Predictor, Ready, Wall};
-use tidegate::policy::units::{MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
+use tidegate::policy::units::{ModelId, MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
 
 /// An engine, its predictor, and an upstream that takes the same time for each request.
 struct World {
@@ -61,13 +61,14 @@ impl World {
     fn second(&mut self, arrivals: u64) {
         while let Some((_, ticket)) = self.flights.front().copied().filter(|(end, _)| *end <= self.now) {
             self.flights.pop_front();
-            self.on(Event::Finish(ticket, Outcome::Success));
+            self.on(Event::Finish(ticket, Outcome::Success, None));
         }
         for _ in 0..arrivals {
             let arrival = Arrival {
                 kind: Kind::Queued,
                 tenant: TenantId(1),
                 priority: Priority::Normal,
+                model: ModelId::default(),
                 cost: Tokens(1),
                 bytes: 0,
                 head_by: None,

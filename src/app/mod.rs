@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::listener::{self, Connections};
-use crate::policy::engine;
+use crate::policy::{engine, supply};
 use crate::proxy::{Gate, Memory, Report, Tunnels};
 use crate::telemetry::{Admin, GateStatus, Telemetry, TelemetryError};
 use crate::upstream::{SetupError, Upstream};
@@ -216,7 +216,7 @@ pub fn gate(
     let params = engine::Params {
         admission: config.queue.clone(),
         scaling: config.scaling.clone(),
-        breaker: config.breaker.clone(),
+        supply: supply::Params { breaker: config.breaker.clone(), ..supply::Params::default() },
     };
     let (told, name) = (telemetry.clone(), upstream.name().clone());
     let gate = Gate::new(params, clock, move |report| {
@@ -224,7 +224,8 @@ pub fn gate(
         match report {
             Report::Decided(decision) => told.decision(GROUP, &decision),
             Report::Resized { from, to, reason } => told.resized(GROUP, from, to, reason),
-            Report::Breaker(transition) => told.breaker(&name, transition),
+            Report::Supply(supply::Report::Breaker(_, transition)) => told.breaker(&name, transition),
+            Report::Supply(_) => {}
         }
     });
     let (observed, upstream) = (gate.clone(), upstream.clone());

@@ -24,15 +24,17 @@ pub use event::{Arrival, Effect, Event, Kind, Params, Status};
 
 use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
 use crate::policy::predict::{ArticleWindow, History, PolicyKind};
-use crate::policy::supply::{Breaker, BreakerState, Verdict};
-use crate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket};
+use crate::policy::supply::{Choice, Fleet, Hold, Report, Want};
+use crate::policy::units::{ModelId, MonoTime, Outcome, Place, Priority, Refusal, Sample, TenantId, Ticket};
 
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     kind: Kind,
+    /// The request, as it would wait again.
+    request: Waiting,
     admitted: MonoTime,
+    place: Place,
     generation: u32,
-    stream: bool,
     /// The breaker has heard of its end.
     decided: bool,
     head: bool,
@@ -46,7 +48,7 @@ pub struct Engine {
     latest: MonoTime,
     permits: Permits,
     queue: Queue,
-    breaker: Breaker,
+    fleet: Fleet,
     history: History,
     drain_rate: DrainRate,
     head_time: HeadTime,
@@ -64,6 +66,9 @@ pub struct Engine {
     stale: bool,
     draining: bool,
     timer: Option<MonoTime>,
+    /// When somebody who waits may be able to go, as the last look found.
+    wake: Option<MonoTime>,
+    reports: Vec<Report>,
 }
 
 impl Engine {
@@ -82,7 +87,7 @@ impl Engine {
             latest: now,
             permits: Permits::new(initial),
             queue: Queue::default(),
-            breaker: Breaker::new(params.breaker.clone()),
+            fleet: Fleet::new(params.supply.clone(), now),
             history: History::new(now, keep),
             drain_rate: DrainRate::default(),
             head_time: HeadTime::default(),
@@ -97,6 +102,8 @@ impl Engine {
             stale: false,
             draining: false,
             timer: None,
+            wake: None,
+            reports: Vec::new(),
             params,
         }
     }
@@ -114,10 +121,16 @@ impl Engine {
             Event::Cancel(ticket) => {
                 self.queue.remove(ticket);
             }
-            Event::FirstByte { ticket, alive } => self.first_byte(now, ticket, alive, effects),
+            Event::FirstByte { ticket, alive } => self.first_byte(now, ticket, alive),
             Event::AttemptEnd(ticket, outcome) => self.attempt_ended(now, ticket, outcome, effects),
-            Event::Finish(ticket, outcome) => self.finish(now, ticket, outcome, effects),
+            Event::Unauthorized(ticket) => {
+                if let Some(flight) = self.flights.get(&ticket) {
+                    self.fleet.unauthorized(now, flight.place, &mut self.reports);
+                }
+            }
+            Event::Finish(ticket, outcome, sample) => self.finish(now, ticket, outcome, sample, effects),
             Event::Tick => {
+                self.fleet.tick(now, &mut self.reports);
                 if self.timer.is_some_and(|at| at <= now) {
                     self.timer = None;
                 }
@@ -126,9 +139,14 @@ impl Engine {
             Event::Supply(limit) => self.supply(now, limit, effects),
             Event::Drain => self.drain(effects),
         }
+        self.report(effects);
         self.expire(now, effects);
         self.dispatch(now, effects);
         self.set_timer(now, effects);
+    }
+
+    fn report(&mut self, effects: &mut Vec<Effect>) {
+        effects.extend(self.reports.drain(..).map(Effect::Supply));
     }
 
     fn advance(&mut self, now: MonoTime) {
@@ -137,7 +155,7 @@ impl Engine {
         let tunnels = u32::try_from(self.websockets).unwrap_or(u32::MAX);
         self.history.advance(now, waiting, in_flight.saturating_sub(tunnels), tunnels);
         // while the breaker is open the queue stands still, which says nothing about its pace
-        let busy = waiting > 0 && self.breaker.state() == BreakerState::Closed;
+        let busy = waiting > 0 && self.fleet.serves();
         self.drain_rate.advance(now, busy);
     }
 
@@ -159,32 +177,50 @@ impl Engine {
         {
             return effects.push(refuse(Refusal::Overloaded, Some(Duration::from_secs(1))));
         }
-        let verdict = self.breaker.peek(now);
+        let deadline = (now + limits.timeout).min(a.head_by.unwrap_or(MonoTime::MAX));
+        let request = Waiting {
+            ticket,
+            tenant: a.tenant,
+            priority: a.priority,
+            model: a.model,
+            cost: a.cost,
+            bytes: a.bytes,
+            deadline,
+            head_by: a.head_by,
+            stream: a.stream,
+            websocket: a.kind == Kind::WebSocket,
+            arrived: now,
+            tries: 0,
+            avoid: None,
+            not_before: now,
+        };
+        let mut want = self.want(now, &request);
+        want.paced = a.kind.takes_permit();
+        // an upload's client could make everybody wait for as long as it likes: it probes only where nobody else
+        // has come to do it
+        want.may_probe = a.kind != Kind::Upload || !self.probe_just_due(now);
+        let choice = self.fleet.choose(now, &want);
         if !a.kind.takes_permit() {
-            return match verdict {
-                // its client could make everybody wait for as long as it likes: it probes only where nobody
-                // else has come to do it
-                Verdict::Probe if a.kind == Kind::Upload && self.probe_just_due(now) => {
-                    effects.push(refuse(Refusal::UpstreamUnavailable, self.recovery(now)));
-                }
-                Verdict::Pass | Verdict::Probe => self.admit(now, ticket, a.kind, a.stream, effects),
-                Verdict::OpenUntil(_) | Verdict::Probing => {
+            return match choice {
+                Choice::Go(place) => self.admit(now, a.kind, request, place, effects),
+                Choice::Wait(_) => {
                     effects.push(refuse(Refusal::UpstreamUnavailable, self.recovery(now)));
                 }
             };
         }
-        let deadline = (now + limits.timeout).min(a.head_by.unwrap_or(MonoTime::MAX));
-        if let Verdict::OpenUntil(until) = verdict
-            && until >= deadline
+        if let Choice::Wait(hold) = choice
+            && let Some(refused) = self.in_vain(now, hold, &request)
         {
-            return effects.push(refuse(Refusal::UpstreamUnavailable, self.recovery(now)));
+            return effects.push(refused);
         }
         if self.hopeless(now, a.head_by, a.stream) {
             return effects.push(refuse(Refusal::DeadlineUnreachable, Some(Duration::from_secs(1))));
         }
-        let passes = matches!(verdict, Verdict::Pass | Verdict::Probe);
-        if passes && self.queue.is_empty() && self.free(now, effects) {
-            return self.admit(now, ticket, a.kind, a.stream, effects);
+        if let Choice::Go(place) = choice
+            && self.queue.is_empty()
+            && self.free(now, effects)
+        {
+            return self.admit(now, a.kind, request, place, effects);
         }
         let limits = &self.params.admission;
         if self.queue.len() >= limits.max_requests
@@ -193,29 +229,61 @@ impl Engine {
             return effects.push(refuse(Refusal::QueueFull, self.wait_of(now, a.priority, a.tenant)));
         }
         let ahead = self.queue.ahead_of(a.priority, a.tenant);
-        if verdict == Verdict::Pass
+        let moves = !matches!(choice, Choice::Wait(Hold::Probe | Hold::Down { .. }));
+        if moves
             && let Some(least) = self.drain_rate.least_wait(now, ahead, self.permits.in_flight())
             && now + least > deadline
         {
             return effects.push(refuse(Refusal::DeadlineUnreachable, self.drain_rate.wait(now, ahead)));
         }
-        self.queue.push(Waiting {
-            ticket,
-            tenant: a.tenant,
-            priority: a.priority,
-            cost: a.cost,
-            bytes: a.bytes,
-            deadline,
-            head_by: a.head_by,
-            stream: a.stream,
-            websocket: a.kind == Kind::WebSocket,
-        });
+        self.queue.push(request);
     }
 
-    /// Starts an attempt that the breaker was seen to allow, with a permit that was seen to be free.
-    fn admit(&mut self, now: MonoTime, ticket: Ticket, kind: Kind, stream: bool, effects: &mut Vec<Effect>) {
-        let (verdict, transition) = self.breaker.start(now, ticket);
-        effects.extend(transition.map(Effect::Breaker));
+    /// What the fleet has to know of a request.
+    fn want(&self, now: MonoTime, w: &Waiting) -> Want {
+        let mut patience = w.arrived + self.params.admission.failover_wait;
+        if self.fleet.has_tiers()
+            && self.wait_of(now, w.priority, w.tenant).is_some_and(|wait| now + wait >= patience)
+        {
+            patience = now;
+        }
+        Want {
+            ticket: w.ticket,
+            tenant: w.tenant,
+            model: w.model,
+            cost: w.cost,
+            paced: true,
+            avoid: w.avoid,
+            patience,
+            may_probe: true,
+        }
+    }
+
+    /// The refusal of a request that would wait for `hold` in vain.
+    fn in_vain(&self, now: MonoTime, hold: Hold, w: &Waiting) -> Option<Effect> {
+        let (refusal, retry_after) = match hold {
+            Hold::Down { until } if until >= w.deadline => (Refusal::UpstreamUnavailable, self.recovery(now)),
+            Hold::Rate { until, .. } if until >= w.deadline => {
+                (Refusal::DeadlineUnreachable, Some(until.since(now).max(Duration::from_secs(1))))
+            }
+            _ => return None,
+        };
+        Some(Effect::Reject { ticket: w.ticket, refusal, retry_after })
+    }
+
+    /// Starts an attempt that the fleet was seen to allow, with a permit that was seen to be free.
+    fn admit(
+        &mut self,
+        now: MonoTime,
+        kind: Kind,
+        request: Waiting,
+        place: Place,
+        effects: &mut Vec<Effect>,
+    ) {
+        let mut want = self.want(now, &request);
+        want.paced = kind.takes_permit();
+        let probe = self.fleet.start(now, &want, place, &mut self.reports);
+        self.report(effects);
         match kind {
             Kind::Unqueued | Kind::Upload => self.unqueued += 1,
             Kind::Queued | Kind::WebSocket => {
@@ -223,31 +291,22 @@ impl Engine {
                 self.websockets += usize::from(kind == Kind::WebSocket);
             }
         }
-        let flight = Flight {
-            kind,
-            admitted: now,
-            generation: self.breaker.generation(),
-            stream,
-            decided: false,
-            head: false,
-        };
+        let ticket = request.ticket;
+        let generation = self.fleet.generation(place.endpoint);
+        let flight = Flight { kind, request, admitted: now, place, generation, decided: false, head: false };
         self.flights.insert(ticket, flight);
-        effects.push(Effect::Admit {
-            ticket,
-            probe: verdict == Verdict::Probe,
-            limit: self.permits.limit(),
-            in_flight: self.permits.in_flight(),
-        });
+        let (limit, in_flight) = (self.permits.limit(), self.permits.in_flight());
+        effects.push(Effect::Admit { ticket, place, probe, limit, in_flight });
     }
 
-    fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool, effects: &mut Vec<Effect>) {
+    fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool) {
         let Some(flight) = self.flights.get_mut(&ticket) else { return };
-        if flight.kind == Kind::Queued && flight.stream && alive && !flight.head {
+        if flight.kind == Kind::Queued && flight.request.stream && alive && !flight.head {
             self.head_time.observe(now, now.since(flight.admitted));
         }
         flight.head = true;
         if alive {
-            effects.extend(self.breaker.alive(ticket).map(Effect::Breaker));
+            self.fleet.alive(now, ticket, flight.place, &mut self.reports);
         }
     }
 
@@ -256,18 +315,25 @@ impl Engine {
         if std::mem::replace(&mut flight.decided, true) {
             return;
         }
-        let generation = flight.generation;
-        if let Some(transition) = self.breaker.ended(now, ticket, generation, outcome) {
-            effects.push(Effect::Breaker(transition));
-            if transition.to == BreakerState::Open {
-                self.tripped(now, effects);
-            }
+        let (place, generation) = (flight.place, flight.generation);
+        let turned = self.fleet.ended(now, ticket, place, generation, outcome, &mut self.reports);
+        self.report(effects);
+        if turned.is_some() {
+            self.tripped(now, effects);
         }
     }
 
-    fn finish(&mut self, now: MonoTime, ticket: Ticket, outcome: Outcome, effects: &mut Vec<Effect>) {
+    fn finish(
+        &mut self,
+        now: MonoTime,
+        ticket: Ticket,
+        outcome: Outcome,
+        sample: Option<Sample>,
+        effects: &mut Vec<Effect>,
+    ) {
         self.attempt_ended(now, ticket, outcome, effects);
         let Some(flight) = self.flights.remove(&ticket) else { return };
+        self.fleet.release(now, flight.place, sample.as_ref());
         match flight.kind {
             Kind::Unqueued | Kind::Upload => self.unqueued -= 1,
             Kind::Queued | Kind::WebSocket => {
@@ -283,9 +349,9 @@ impl Engine {
         }
     }
 
-    /// The breaker opened: who cannot wait that long is told at once.
+    /// The last breaker opened: who cannot wait that long is told at once.
     fn tripped(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        let Some(until) = self.breaker.open_until() else { return };
+        let Some(until) = self.fleet.open_until() else { return };
         let retry_after = self.recovery(now);
         for ticket in self.queue.expiring(until) {
             self.queue.remove(ticket);
@@ -315,7 +381,7 @@ impl Engine {
     }
 
     fn too_late(&self, now: MonoTime, w: &Waiting) -> Effect {
-        let (refusal, retry_after) = if self.breaker.state() == BreakerState::Closed {
+        let (refusal, retry_after) = if self.fleet.serves() {
             (Refusal::QueueTimeout, self.wait_of(now, w.priority, w.tenant))
         } else {
             (Refusal::UpstreamUnavailable, self.recovery(now))
@@ -325,11 +391,35 @@ impl Engine {
 
     /// Hands free permits to whoever's turn it is.
     fn dispatch(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
+        self.wake = None;
+        // lines of which nobody can go now, by model, and by tenant where clients bring their own keys
+        let mut held: Vec<(TenantId, ModelId)> = Vec::new();
         while !self.queue.is_empty() {
-            if !matches!(self.breaker.peek(now), Verdict::Pass | Verdict::Probe) || !self.free(now, effects) {
-                return;
+            let by_tenant = self.fleet.keys_are_clients();
+            let next = self.queue.next(&|w: &Waiting| {
+                let line = |(tenant, model): &(TenantId, ModelId)| {
+                    *model == w.model && (!by_tenant || *tenant == w.tenant)
+                };
+                w.not_before <= now && !held.iter().any(line)
+            });
+            let Some(w) = next else { break };
+            let place = match self.fleet.choose(now, &self.want(now, &w)) {
+                Choice::Go(place) => place,
+                Choice::Wait(Hold::Rate { until, stopped }) => {
+                    held.push((w.tenant, w.model));
+                    self.wake = Some(self.wake.map_or(until, |at| at.min(until)));
+                    if stopped {
+                        self.stopped(now, until, &w, by_tenant, effects);
+                    }
+                    continue;
+                }
+                // nobody else could go either
+                Choice::Wait(_) => break,
+            };
+            if !self.free(now, effects) {
+                break;
             }
-            let Some(w) = self.queue.pop() else { return };
+            self.queue.take(w.ticket);
             if self.hopeless(now, w.head_by, w.stream) {
                 effects.push(Effect::Reject {
                     ticket: w.ticket,
@@ -345,7 +435,28 @@ impl Engine {
                 continue;
             }
             let kind = if w.websocket { Kind::WebSocket } else { Kind::Queued };
-            self.admit(now, w.ticket, kind, w.stream, effects);
+            self.admit(now, kind, w, place, effects);
+        }
+    }
+
+    /// The upstream refuses a line's requests until a moment that some of them cannot wait for: they are told at
+    /// once, so that their clients can go elsewhere.
+    fn stopped(
+        &mut self,
+        now: MonoTime,
+        until: MonoTime,
+        first: &Waiting,
+        by_tenant: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let retry_after = Some(until.since(now).max(Duration::from_secs(1)));
+        for ticket in self.queue.expiring(until) {
+            let of_line = |w: &Waiting| w.model == first.model && (!by_tenant || w.tenant == first.tenant);
+            if self.queue.get(ticket).is_some_and(of_line) {
+                self.queue.remove(ticket);
+                let refusal = Refusal::DeadlineUnreachable;
+                effects.push(Effect::Reject { ticket, refusal, retry_after });
+            }
         }
     }
 
@@ -353,14 +464,26 @@ impl Engine {
         let Some(mut next) = self.queue.next_deadline() else { return };
         // without a free permit the probe could not go at that moment anyway
         if self.permits.free() > 0
-            && let Some(until) = self.breaker.open_until()
+            && let Some(until) = self.fleet.next_probe(now)
         {
-            next = next.min(until.max(now));
+            next = next.min(until);
+        }
+        for at in [self.wake, self.queue.next_due(now), self.next_overflow(now)].into_iter().flatten() {
+            next = next.min(at.max(now + Duration::from_millis(1)));
         }
         if self.timer.is_none_or(|at| next < at) {
             self.timer = Some(next);
             effects.push(Effect::SetTimer(next));
         }
+    }
+
+    /// When the one that waits longest may go to a lower tier.
+    fn next_overflow(&self, now: MonoTime) -> Option<MonoTime> {
+        if !self.fleet.has_tiers() {
+            return None;
+        }
+        let patience = self.params.admission.failover_wait;
+        self.queue.oldest().map(|at| at + patience).filter(|at| *at > now)
     }
 
     /// Even a quick head would come after the client's own deadline.
@@ -375,12 +498,12 @@ impl Engine {
 
     /// The breaker has been waiting for a probe for less than its recovery time.
     fn probe_just_due(&self, now: MonoTime) -> bool {
-        self.breaker.due_since().is_some_and(|due| now.since(due) < self.params.breaker.recovery)
+        self.fleet.due_since().is_some_and(|due| now.since(due) < self.fleet.recovery())
     }
 
     /// Until the breaker lets a probe pass, at least a second.
     fn recovery(&self, now: MonoTime) -> Option<Duration> {
-        let left = self.breaker.open_until().map_or(Duration::ZERO, |until| until.since(now));
+        let left = self.fleet.open_until().map_or(Duration::ZERO, |until| until.since(now));
         Some(left.max(Duration::from_secs(1)))
     }
 }

@@ -63,7 +63,7 @@ where
                     Ok(answer)
                 }
                 Err(Unanswered { trouble, permit, exchange }) => {
-                    permit.finish(of_trouble(&trouble));
+                    permit.finish(of_trouble(&trouble), None);
                     Err(Failure::new(trouble, exchange))
                 }
             }

@@ -13,7 +13,7 @@ use hyper::header::{self, HeaderMap, HeaderName};
 use tower::Service;
 
 use crate::policy::engine::{Arrival, Kind};
-use crate::policy::units::{Priority, Tokens};
+use crate::policy::units::{ModelId, Priority, Tokens};
 use crate::proxy::exchange::{Authed, Classified, Failure};
 use crate::proxy::intake;
 use crate::proxy::route::TakesPermit;
@@ -116,6 +116,7 @@ async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, 
         kind,
         tenant: exchange.record.tenant,
         priority,
+        model: ModelId::default(),
         cost: Tokens((bytes / BYTES_PER_TOKEN).saturating_add(seen.max_tokens.unwrap_or(USUAL_ANSWER))),
         bytes,
         head_by: wanted.map(|w| arrived + w.within),

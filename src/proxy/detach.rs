@@ -81,7 +81,7 @@ impl Tunnels {
                 () = end.cancelled() => {}
             }
             exchange.record.ended = Ended::Success;
-            permit.finish(Outcome::Success);
+            permit.finish(Outcome::Success, None);
         });
     }
 }

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, oneshot};
 use crate::clock::Clock;
 use crate::policy::engine::{Arrival, Effect, Engine, Event, Params, Status};
 use crate::policy::predict::{Decision, Reason, Snapshot, Wall};
-use crate::policy::supply::Transition;
-use crate::policy::units::{MonoTime, Outcome, Refusal, Ticket};
+use crate::policy::supply;
+use crate::policy::units::{MonoTime, Outcome, Place, Refusal, Sample, Ticket};
 
 /// What the engine reports beside its verdicts.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +30,8 @@ pub enum Report {
         /// Why.
         reason: Reason,
     },
-    /// The breaker changed state.
-    Breaker(Transition),
+    /// A breaker changed state, a key or an endpoint rests.
+    Supply(supply::Report),
 }
 
 /// The engine's no.
@@ -220,10 +220,10 @@ impl Gate {
         let mut verdict = None;
         for effect in effects.drain(..) {
             let (ticket, answer) = match effect {
-                Effect::Admit { ticket, probe, limit, in_flight } => {
+                Effect::Admit { ticket, place, probe, limit, in_flight } => {
                     let gate = self.clone();
-                    let outcome = Outcome::Ignore;
-                    (ticket, Ok(Permit { gate, ticket, probe, limit, in_flight, outcome }))
+                    let (outcome, sample) = (Outcome::Ignore, None);
+                    (ticket, Ok(Permit { gate, ticket, place, probe, limit, in_flight, outcome, sample }))
                 }
                 Effect::Reject { ticket, refusal, retry_after } => {
                     (ticket, Err(Refused { refusal, retry_after }))
@@ -242,8 +242,8 @@ impl Gate {
                     after.reports.push(Report::Resized { from, to, reason });
                     continue;
                 }
-                Effect::Breaker(transition) => {
-                    after.reports.push(Report::Breaker(transition));
+                Effect::Supply(report) => {
+                    after.reports.push(Report::Supply(report));
                     continue;
                 }
             };
@@ -298,13 +298,21 @@ impl Drop for Wait {
 pub struct Permit {
     gate: Arc<Gate>,
     ticket: Ticket,
+    place: Place,
     probe: bool,
     limit: u32,
     in_flight: u32,
     outcome: Outcome,
+    sample: Option<Sample>,
 }
 
 impl Permit {
+    /// Which endpoint it is for, and which of its keys.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
     /// This request tries a broken upstream for all others.
     #[must_use]
     pub fn is_probe(&self) -> bool {
@@ -327,15 +335,21 @@ impl Permit {
         self.gate.event(Event::AttemptEnd(self.ticket, outcome));
     }
 
-    /// Gives it back with what the upstream made of it. Without this call, nothing is said of that.
-    pub fn finish(mut self, outcome: Outcome) {
-        self.outcome = outcome;
+    /// The endpoint's own key was refused.
+    pub fn unauthorized(&self) {
+        self.gate.event(Event::Unauthorized(self.ticket));
+    }
+
+    /// Gives it back with what the upstream made of it, and what a whole answer says of its pace. Without this
+    /// call, nothing is said of either.
+    pub fn finish(mut self, outcome: Outcome, sample: Option<Sample>) {
+        (self.outcome, self.sample) = (outcome, sample);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.event(Event::Finish(self.ticket, self.outcome));
+        self.gate.event(Event::Finish(self.ticket, self.outcome, self.sample));
     }
 }
 
@@ -344,7 +358,7 @@ mod tests {
     use super::*;
     use crate::policy::engine::Kind;
     use crate::policy::predict::{self, PolicyKind};
-    use crate::policy::units::{Priority, TenantId, Tokens};
+    use crate::policy::units::{ModelId, Priority, TenantId, Tokens};
 
     /// The once-a-second tick may come at the very moment a timer is due, and before it. The engine then
     /// asks for the next one, and that one must not be lost with the one that is due.
@@ -358,6 +372,7 @@ mod tests {
             kind: Kind::Queued,
             tenant: TenantId(1),
             priority: Priority::Normal,
+            model: ModelId::default(),
             cost: Tokens(1),
             bytes: 0,
             head_by: by.map(MonoTime::from_secs),

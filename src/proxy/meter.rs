@@ -139,7 +139,7 @@ impl Metered {
         if let Some((permit, mut exchange)) = self.held.take() {
             exchange.record.ended =
                 if self.status.as_u16() < 400 { Ended::Success } else { Ended::UpstreamError };
-            permit.finish(of_status(self.status));
+            permit.finish(of_status(self.status), None);
         }
     }
 
@@ -148,7 +148,7 @@ impl Metered {
         if let Some((permit, mut exchange)) = self.held.take() {
             exchange.record.ended = Ended::Aborted;
             exchange.record.reason = Some(code);
-            permit.finish(Outcome::Overload);
+            permit.finish(Outcome::Overload, None);
         }
         tracing::debug!(%fault, "response broke off");
         if self.events {

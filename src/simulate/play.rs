@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::policy::engine::{self, Arrival, Effect, Engine, Event, Kind};
 use crate::policy::predict::Wall;
-use crate::policy::units::{MonoTime, Priority, TenantId, Ticket, Tokens};
+use crate::policy::supply;
+use crate::policy::units::{ModelId, MonoTime, Priority, TenantId, Ticket, Tokens};
 use crate::simulate::figures::{Figures, Level};
 use crate::simulate::outcome::Run;
 use crate::simulate::policy::{Order, Pilot, Policy, View};
@@ -101,7 +102,7 @@ impl<'a> Play<'a> {
         let params = engine::Params {
             admission: setup.queue.clone(),
             scaling: pilot.params(),
-            breaker: setup.breaker.clone(),
+            supply: supply::Params { breaker: setup.breaker.clone(), ..supply::Params::default() },
         };
         let engine = Engine::new(params, MonoTime::ZERO);
         let limit = engine.status().limit;
@@ -200,6 +201,7 @@ impl<'a> Play<'a> {
             kind: Kind::Queued,
             tenant: TenantId(0),
             priority: Priority::Normal,
+            model: ModelId::default(),
             cost: Tokens(u64::from(request.prompt) + u64::from(request.output)),
             bytes: 0,
             head_by: self.setup.clients.announce.map(|within| request.at + within),
@@ -222,7 +224,7 @@ impl<'a> Play<'a> {
                 Effect::Reject { ticket, .. } => self.refused(ticket),
                 Effect::SetTimer(at) => self.timer = Some(at),
                 Effect::Resized { to, .. } => self.level.limit = to,
-                Effect::Decided(_) | Effect::Breaker(_) => {}
+                Effect::Decided(_) | Effect::Supply(_) => {}
             }
         }
         self.effects = effects;

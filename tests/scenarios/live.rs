@@ -22,7 +22,7 @@ use tidegate::demo::{Law, Load, SimulatedLlm, Stats, Workload};
 use tidegate::listener::{self, Serving};
 use tidegate::policy::engine::{Effect, Status};
 use tidegate::policy::predict::{Decision, Reason, Wall};
-use tidegate::policy::supply::Transition;
+use tidegate::policy::supply::{self, Transition};
 use tidegate::policy::units::MonoTime;
 use tidegate::proxy::{self, Memory, Parts, Report, Tunnels};
 use tidegate::telemetry::Telemetry;
@@ -120,7 +120,10 @@ pub(crate) async fn run(plan: Plan) -> Run {
     let (decided, turned, moved) = (decisions.clone(), transitions.clone(), moves.clone());
     let gate = app::gate(&config, clock, &telemetry, &upstream, move |report| match report {
         Report::Decided(decision) => decided.lock().expect("no panic under it").push(decision.clone()),
-        Report::Breaker(transition) => turned.lock().expect("no panic under it").push(*transition),
+        Report::Supply(supply::Report::Breaker(_, transition)) => {
+            turned.lock().expect("no panic under it").push(*transition)
+        }
+        Report::Supply(_) => {}
         Report::Resized { to, reason, .. } => {
             moved.lock().expect("no panic under it").push((*to, *reason));
         }

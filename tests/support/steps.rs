@@ -8,7 +8,7 @@ use std::time::Duration;
 use tidegate::policy::admission::{self, OnDrain};
 use tidegate::policy::engine::{Kind, Params};
 use tidegate::policy::predict::{self, Mode, PolicyKind};
-use tidegate::policy::supply::BreakerParams;
+use tidegate::policy::supply::{self, BreakerParams};
 use tidegate::policy::units::{Outcome, Priority};
 
 /// One thing that happens.
@@ -98,7 +98,10 @@ impl Setting {
         Params {
             admission: admission.try_new().unwrap_or_else(|faults| panic!("{faults:?}")),
             scaling: scaling.try_new().unwrap_or_else(|faults| panic!("{faults:?}")),
-            breaker: breaker.try_new().unwrap_or_else(|faults| panic!("{faults:?}")),
+            supply: supply::Params {
+                breaker: breaker.try_new().unwrap_or_else(|faults| panic!("{faults:?}")),
+                ..supply::Params::default()
+            },
         }
     }
 }

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
 use tidegate::policy::predict::{self, Decision, Direction, PolicyKind, Reason};
-use tidegate::policy::supply::{BreakerState, Transition, Verdict};
-use tidegate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
+use tidegate::policy::supply::{self, BreakerState, Transition, Verdict};
+use tidegate::policy::units::{
+    ModelId, MonoTime, Outcome, Place, Priority, Refusal, TenantId, Ticket, Tokens,
+};
 
 use super::breaker::PlainBreaker;
 use super::steps::Step;
@@ -84,7 +86,7 @@ impl World {
         let engine = Engine::new(params.clone(), now);
         Self {
             limit: engine.status().limit,
-            breaker: PlainBreaker::new(params.breaker.clone()),
+            breaker: PlainBreaker::new(params.supply.breaker.clone()),
             engine,
             params,
             now,
@@ -110,6 +112,7 @@ impl World {
                     kind,
                     tenant: TenantId(tenant.into()),
                     priority,
+                    model: ModelId::default(),
                     cost: Tokens(cost),
                     bytes,
                     head_by: patience.map(|patience| self.now + patience),
@@ -135,7 +138,7 @@ impl World {
             }
             Step::Finish(pick, outcome) => {
                 if let Some(ticket) = running(pick) {
-                    self.send(Event::Finish(ticket, outcome));
+                    self.send(Event::Finish(ticket, outcome, None));
                 }
             }
             Step::Wait(time) => self.wait_until(self.now + time),
@@ -187,7 +190,7 @@ impl World {
             assert!(left > 0, "somebody waits for ever: {:?}", self.waiting);
             left -= 1;
             match self.flights.keys().next().copied() {
-                Some(ticket) => self.send(Event::Finish(ticket, Outcome::Success)),
+                Some(ticket) => self.send(Event::Finish(ticket, Outcome::Success, None)),
                 None => {
                     let at = self.alarm.expect("nothing runs and something waits, so a timer is set");
                     self.wait_until(at);
@@ -246,7 +249,7 @@ impl World {
             }
             Event::FirstByte { ticket, alive } if alive => expected.transition = self.breaker.alive(ticket),
             Event::AttemptEnd(ticket, outcome) => expected.transition = self.ended(ticket, outcome),
-            Event::Finish(ticket, outcome) => {
+            Event::Finish(ticket, outcome, _) => {
                 expected.transition = self.ended(ticket, outcome);
                 let flight = self.flights.remove(&ticket);
                 self.in_flight -= u32::from(flight.is_some_and(|f| f.kind.takes_permit()));
@@ -254,7 +257,7 @@ impl World {
             Event::Install(ref decision) => expected.decision = Some(decision.clone()),
             Event::Supply(limit) => self.supplied = (self.supplied.1, limit),
             Event::Drain => self.draining = true,
-            Event::FirstByte { .. } | Event::Tick => {}
+            Event::FirstByte { .. } | Event::Unauthorized(_) | Event::Tick => {}
         }
         expected
     }
@@ -269,7 +272,8 @@ impl World {
 
     fn check(&mut self, effect: &Effect, event: &Event, expected: &mut Expected) {
         match effect {
-            Effect::Admit { ticket, probe, limit, in_flight } => {
+            Effect::Admit { ticket, place, probe, limit, in_flight } => {
+                assert_eq!(*place, Place::default(), "there is one endpoint");
                 let arrival = self.verdict_on(*ticket, expected, true);
                 assert!(self.breaker.passes(self.now), "{ticket:?} passed a breaker that lets nobody pass");
                 let (verdict, turned) = self.breaker.start(self.now, *ticket);
@@ -321,7 +325,10 @@ impl World {
                 self.moved(*to, *reason, event);
                 self.limit = *to;
             }
-            Effect::Breaker(transition) => {
+            Effect::Supply(supply::Report::KeyRests { .. } | supply::Report::Ejected { .. }) => {
+                panic!("one endpoint without a key of its own: {effect:?}");
+            }
+            Effect::Supply(supply::Report::Breaker(_, transition)) => {
                 let turns = Transition { from: BreakerState::Open, to: BreakerState::HalfOpen };
                 if expected.transition == Some(*transition) {
                     expected.transition = None;

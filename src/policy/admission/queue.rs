@@ -5,13 +5,17 @@
 //!    first, and the least urgent still go;
 //! 2. **tenants** within a class share by deficit round robin (Shreedhar & Varghese 1995) on estimated
 //!    tokens: who asks for more waits longer, and a thousand requests of one do not bury another's two;
-//! 3. within a tenant, first in, first out.
+//! 3. within a tenant, first in, first out per model.
+//!
+//! A request that was admitted before and comes back for another try stands before all lines of its class.
+//! [`Queue::next`] passes over what cannot go at the moment (a model whose rate limit is used up, a try whose
+//! backoff is not over), so that it holds up nobody else.
 //!
 //! Everything is ordered by value (`BTreeMap`), so that the same events give the same order anywhere.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::policy::units::{MonoTime, Priority, TenantId, Ticket, Tokens};
+use crate::policy::units::{EndpointId, ModelId, MonoTime, Priority, TenantId, Ticket, Tokens};
 
 /// A request that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub struct Waiting {
     pub tenant: TenantId,
     /// Its class.
     pub priority: Priority,
+    /// What it asks for.
+    pub model: ModelId,
     /// What it will take of the upstream.
     pub cost: Tokens,
     /// Memory its body holds.
@@ -34,6 +40,14 @@ pub struct Waiting {
     pub stream: bool,
     /// It will become a tunnel.
     pub websocket: bool,
+    /// When it came.
+    pub arrived: MonoTime,
+    /// Tries it has had.
+    pub tries: u8,
+    /// Where the last of them failed.
+    pub avoid: Option<EndpointId>,
+    /// When its backoff is over.
+    pub not_before: MonoTime,
 }
 
 /// Weights of the classes, by [`Priority::index`].
@@ -45,28 +59,88 @@ const MAX_COST: u64 = 16 * QUANTUM;
 
 #[derive(Clone, Debug, Default)]
 struct Lane {
-    entries: BTreeMap<u64, Waiting>,
+    lines: BTreeMap<ModelId, BTreeMap<u64, Waiting>>,
+    len: usize,
     deficit: u64,
     /// Its turn has begun, and it has been given this turn's tokens.
     in_turn: bool,
 }
 
+/// What a request takes of its tenant's turn.
+fn turn_cost(request: &Waiting) -> u64 {
+    request.cost.0.clamp(1, MAX_COST)
+}
+
+impl Lane {
+    /// The first that may go.
+    fn head(&self, may: &impl Fn(&Waiting) -> bool) -> Option<&Waiting> {
+        let heads = self.lines.values().filter_map(BTreeMap::first_key_value);
+        heads.filter(|(_, w)| may(w)).min_by_key(|(seq, _)| **seq).map(|(_, w)| w)
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct Class {
+    /// Those that came back, in the order they did.
+    returned: BTreeMap<u64, Waiting>,
     lanes: BTreeMap<TenantId, Lane>,
     turn: VecDeque<TenantId>,
     len: usize,
     credit: i64,
 }
 
+impl Class {
+    fn has_head(&self, may: &impl Fn(&Waiting) -> bool) -> bool {
+        self.returned.values().any(may) || self.lanes.values().any(|lane| lane.head(may).is_some())
+    }
+
+    /// Who is next by deficit round robin. Lanes that cannot pay yet go to the back; those of which nobody may go
+    /// keep their place.
+    fn head(&mut self, may: &impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+        if let Some(request) = self.returned.values().find(|w| may(w)) {
+            return Some(*request);
+        }
+        loop {
+            let mut turn = self.turn.iter().enumerate();
+            let (place, tenant, head) =
+                turn.find_map(|(i, t)| Some((i, *t, *self.lanes.get(t)?.head(may)?)))?;
+            let lane = self.lanes.get_mut(&tenant)?;
+            // topped up as its turn begins, not as it ends: else a newcomer's first turn would be an empty one
+            if !std::mem::replace(&mut lane.in_turn, true) {
+                lane.deficit += QUANTUM;
+            }
+            if lane.deficit >= turn_cost(&head) {
+                return Some(head);
+            }
+            lane.in_turn = false;
+            self.turn.remove(place);
+            self.turn.push_back(tenant);
+        }
+    }
+}
+
+/// Where a request stands.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    priority: Priority,
+    tenant: TenantId,
+    model: ModelId,
+    seq: u64,
+    returned: bool,
+}
+
 /// The queue. Bounds are the engine's business; this only orders.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
     classes: [Class; 3],
-    places: BTreeMap<Ticket, (Priority, TenantId, u64)>,
+    places: BTreeMap<Ticket, Spot>,
     deadlines: BTreeSet<(MonoTime, Ticket)>,
+    /// When backoffs are over.
+    dues: BTreeSet<(MonoTime, Ticket)>,
     arrivals: u64,
     bytes: u64,
+    /// The classes that had somebody to send when [`Queue::next`] was asked last.
+    competing: [bool; 3],
 }
 
 impl Queue {
@@ -88,6 +162,25 @@ impl Queue {
         self.places.contains_key(&ticket)
     }
 
+    /// The one with this ticket, if it waits.
+    #[must_use]
+    pub fn get(&self, ticket: Ticket) -> Option<&Waiting> {
+        let spot = self.places.get(&ticket)?;
+        let class = &self.classes[spot.priority.index()];
+        if spot.returned {
+            class.returned.get(&spot.seq)
+        } else {
+            class.lanes.get(&spot.tenant)?.lines.get(&spot.model)?.get(&spot.seq)
+        }
+    }
+
+    /// When the first of those that wait came.
+    #[must_use]
+    pub fn oldest(&self) -> Option<MonoTime> {
+        let came = |ticket: &Ticket| self.get(*ticket).map(|w| w.arrived);
+        self.places.keys().next().and_then(came)
+    }
+
     /// Bytes their bodies hold.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -106,53 +199,117 @@ impl Queue {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
+    /// When the next backoff after `now` is over.
+    #[must_use]
+    pub fn next_due(&self, now: MonoTime) -> Option<MonoTime> {
+        self.dues.iter().map(|(at, _)| *at).find(|at| *at > now)
+    }
+
     /// Puts a request at the end of its line. A ticket that already waits is not taken twice.
     pub fn push(&mut self, request: Waiting) {
+        if let Some(seq) = self.enter(&request, false) {
+            let class = &mut self.classes[request.priority.index()];
+            let lane = class.lanes.entry(request.tenant).or_default();
+            if lane.len == 0 {
+                class.turn.push_back(request.tenant);
+            }
+            lane.len += 1;
+            lane.lines.entry(request.model).or_default().insert(seq, request);
+        }
+    }
+
+    /// Puts one that was admitted before at the head of its class, after those that came back before it.
+    pub fn put_back(&mut self, request: Waiting) {
+        if let Some(seq) = self.enter(&request, true) {
+            self.classes[request.priority.index()].returned.insert(seq, request);
+            self.dues.insert((request.not_before, request.ticket));
+        }
+    }
+
+    fn enter(&mut self, request: &Waiting, returned: bool) -> Option<u64> {
         if self.places.contains_key(&request.ticket) {
-            return;
+            return None;
         }
         let seq = self.arrivals;
         self.arrivals += 1;
-        self.places.insert(request.ticket, (request.priority, request.tenant, seq));
+        let Waiting { priority, tenant, model, .. } = *request;
+        self.places.insert(request.ticket, Spot { priority, tenant, model, seq, returned });
         self.deadlines.insert((request.deadline, request.ticket));
         self.bytes = self.bytes.saturating_add(request.bytes);
-        let class = &mut self.classes[request.priority.index()];
-        class.len += 1;
-        let lane = class.lanes.entry(request.tenant).or_default();
-        if lane.entries.is_empty() {
-            class.turn.push_back(request.tenant);
-        }
-        lane.entries.insert(seq, request);
+        self.classes[priority.index()].len += 1;
+        Some(seq)
     }
 
     /// Takes one out of the middle: its client left, or its time is over.
     pub fn remove(&mut self, ticket: Ticket) -> Option<Waiting> {
-        let (priority, tenant, seq) = self.places.remove(&ticket)?;
-        self.take_out(priority, tenant, seq)
+        let spot = self.places.remove(&ticket)?;
+        let class = &mut self.classes[spot.priority.index()];
+        let request = if spot.returned {
+            let request = class.returned.remove(&spot.seq)?;
+            self.dues.remove(&(request.not_before, ticket));
+            request
+        } else {
+            let lane = class.lanes.get_mut(&spot.tenant)?;
+            let line = lane.lines.get_mut(&spot.model)?;
+            let request = line.remove(&spot.seq)?;
+            if line.is_empty() {
+                lane.lines.remove(&spot.model);
+            }
+            lane.len -= 1;
+            if lane.len == 0 {
+                // a lane that is gone takes its unused deficit with it: nobody saves up while absent
+                class.lanes.remove(&spot.tenant);
+                if let Some(place) = class.turn.iter().position(|t| *t == spot.tenant) {
+                    class.turn.remove(place);
+                }
+            }
+            request
+        };
+        class.len -= 1;
+        self.deadlines.remove(&(request.deadline, ticket));
+        self.bytes = self.bytes.saturating_sub(request.bytes);
+        Some(request)
     }
 
     /// Takes out the next one whose turn it is.
     pub fn pop(&mut self) -> Option<Waiting> {
-        let priority = self.next_class()?;
-        let class = &mut self.classes[priority.index()];
-        loop {
-            let tenant = *class.turn.front()?;
-            let lane = class.lanes.get_mut(&tenant)?;
-            let (&seq, head) = lane.entries.first_key_value()?;
-            let cost = head.cost.0.clamp(1, MAX_COST);
-            // topped up as its turn begins, not as it ends: else a newcomer's first turn would be an empty one
-            if !std::mem::replace(&mut lane.in_turn, true) {
-                lane.deficit += QUANTUM;
+        let next = self.next(&|_| true)?;
+        self.take(next.ticket)
+    }
+
+    /// The next one among those that `may` go, whose turn it is. It stays: [`Queue::take`] takes it.
+    ///
+    /// Of each line only the first is asked about, so that nobody overtakes within one.
+    pub fn next(&mut self, may: &impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+        // nobody saves up while absent
+        self.classes.iter_mut().filter(|class| class.len == 0).for_each(|class| class.credit = 0);
+        let competing = [0, 1, 2].map(|p| self.classes[p].has_head(may));
+        let priority = self.next_class(competing)?;
+        self.competing = competing;
+        self.classes[priority.index()].head(may)
+    }
+
+    /// Takes out one that [`Queue::next`] just named, and charges its class and its tenant for it.
+    pub fn take(&mut self, ticket: Ticket) -> Option<Waiting> {
+        let spot = *self.places.get(&ticket)?;
+        let mut total = 0;
+        for p in Priority::ALL {
+            let class = &mut self.classes[p.index()];
+            if self.competing[p.index()] {
+                class.credit += WEIGHTS[p.index()];
+                total += WEIGHTS[p.index()];
             }
-            if lane.deficit >= cost {
-                lane.deficit -= cost;
-                let ticket = head.ticket;
-                self.places.remove(&ticket);
-                return self.take_out(priority, tenant, seq);
-            }
-            lane.in_turn = false;
-            class.turn.rotate_left(1);
         }
+        let class = &mut self.classes[spot.priority.index()];
+        class.credit -= total;
+        // who came back has paid its turn already
+        if !spot.returned
+            && let Some(lane) = class.lanes.get_mut(&spot.tenant)
+            && let Some(request) = lane.lines.get(&spot.model).and_then(|line| line.get(&spot.seq))
+        {
+            lane.deficit = lane.deficit.saturating_sub(turn_cost(request));
+        }
+        self.remove(ticket)
     }
 
     /// Every ticket whose deadline is at or before `at`, earliest first.
@@ -168,7 +325,7 @@ impl Queue {
     #[must_use]
     pub fn ahead_of(&self, priority: Priority, tenant: TenantId) -> usize {
         let class = &self.classes[priority.index()];
-        let own = class.lanes.get(&tenant).map_or(0, |lane| lane.entries.len());
+        let own = class.lanes.get(&tenant).map_or(0, |lane| lane.len);
         let in_class = if own == 0 && class.len > 0 {
             class.len.min(class.turn.len())
         } else {
@@ -186,44 +343,15 @@ impl Queue {
         (in_class + others).min(self.len())
     }
 
-    fn next_class(&mut self) -> Option<Priority> {
-        let mut total = 0;
-        for p in Priority::ALL {
-            let class = &mut self.classes[p.index()];
-            if class.len > 0 {
-                class.credit += WEIGHTS[p.index()];
-                total += WEIGHTS[p.index()];
-            } else {
-                class.credit = 0;
-            }
-        }
+    fn next_class(&self, competing: [bool; 3]) -> Option<Priority> {
+        let claim = |p: Priority| self.classes[p.index()].credit + WEIGHTS[p.index()];
         let mut best: Option<Priority> = None;
         for p in Priority::ALL {
-            let class = &self.classes[p.index()];
-            if class.len > 0 && best.is_none_or(|b| class.credit > self.classes[b.index()].credit) {
+            if competing[p.index()] && best.is_none_or(|b| claim(p) > claim(b)) {
                 best = Some(p);
             }
         }
-        let best = best?;
-        self.classes[best.index()].credit -= total;
-        Some(best)
-    }
-
-    fn take_out(&mut self, priority: Priority, tenant: TenantId, seq: u64) -> Option<Waiting> {
-        let class = &mut self.classes[priority.index()];
-        let lane = class.lanes.get_mut(&tenant)?;
-        let request = lane.entries.remove(&seq)?;
-        if lane.entries.is_empty() {
-            // a lane that is gone takes its unused deficit with it: nobody saves up while absent
-            class.lanes.remove(&tenant);
-            if let Some(place) = class.turn.iter().position(|t| *t == tenant) {
-                class.turn.remove(place);
-            }
-        }
-        class.len -= 1;
-        self.deadlines.remove(&(request.deadline, request.ticket));
-        self.bytes = self.bytes.saturating_sub(request.bytes);
-        Some(request)
+        best
     }
 }
 
@@ -240,8 +368,13 @@ mod tests {
             bytes: 10,
             deadline: MonoTime::from_secs(60 + ticket),
             head_by: None,
+            model: ModelId(0),
             stream: false,
             websocket: false,
+            arrived: MonoTime::ZERO,
+            tries: 0,
+            avoid: None,
+            not_before: MonoTime::ZERO,
         }
     }
 

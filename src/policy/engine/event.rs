@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use crate::policy::admission;
 use crate::policy::predict::{self, Decision, Reason};
-use crate::policy::supply::{BreakerParams, BreakerState, Transition};
-use crate::policy::units::{MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
+use crate::policy::supply::{self, BreakerState};
+use crate::policy::units::{
+    ModelId, MonoTime, Outcome, Place, Priority, Refusal, Sample, TenantId, Ticket, Tokens,
+};
 
 /// What the engine is built from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,8 +16,8 @@ pub struct Params {
     pub admission: admission::Params,
     /// The rule that moves the permits.
     pub scaling: predict::Params,
-    /// The breaker.
-    pub breaker: BreakerParams,
+    /// The endpoints, and what they are guarded by.
+    pub supply: supply::Params,
 }
 
 /// How a request takes part.
@@ -48,7 +50,9 @@ pub struct Arrival {
     pub tenant: TenantId,
     /// Its class.
     pub priority: Priority,
-    /// Estimated tokens, for fairness.
+    /// What it asks for.
+    pub model: ModelId,
+    /// Estimated tokens, prompt and output: for fairness, and charged against a rate limit.
     pub cost: Tokens,
     /// Bytes its body holds in memory.
     pub bytes: u64,
@@ -74,8 +78,11 @@ pub enum Event {
     },
     /// The attempt is decided before the request is over: a failure before or at the head.
     AttemptEnd(Ticket, Outcome),
-    /// The request is over and its permit comes back. `Outcome` counts unless the attempt was decided.
-    Finish(Ticket, Outcome),
+    /// The endpoint's own key was refused.
+    Unauthorized(Ticket),
+    /// The request is over and its permit comes back. `Outcome` counts unless the attempt was decided; the sample
+    /// is what a whole answer says of the upstream's pace.
+    Finish(Ticket, Outcome, Option<Sample>),
     /// A timer fired, or a second passed.
     Tick,
     /// The predictor decided.
@@ -93,7 +100,9 @@ pub enum Effect {
     Admit {
         /// Which.
         ticket: Ticket,
-        /// It is the one request that tries a broken upstream.
+        /// Where.
+        place: Place,
+        /// It is the one request that tries a broken endpoint.
         probe: bool,
         /// The permit limit at this moment.
         limit: u32,
@@ -122,8 +131,8 @@ pub enum Effect {
         /// Why: somebody would have waited below the ceiling, the ceiling moved, or plans fail to come.
         reason: Reason,
     },
-    /// The breaker changed state.
-    Breaker(Transition),
+    /// A breaker changed state, a key or an endpoint rests.
+    Supply(supply::Report),
 }
 
 /// The engine's state in numbers, for metrics and readiness.
@@ -149,10 +158,12 @@ pub struct Status {
     pub queued: [usize; 3],
     /// Bytes they hold.
     pub queue_bytes: u64,
-    /// The breaker's state.
+    /// The best of the breakers' states.
     pub breaker: BreakerState,
-    /// When an open breaker lets its probe pass.
+    /// With every breaker open: when the first lets its probe pass.
     pub breaker_open_until: Option<MonoTime>,
+    /// Each endpoint.
+    pub endpoints: Vec<supply::EndpointStatus>,
     /// So many plans failed to come that the static limit stands in.
     pub stale: bool,
     /// A drain has begun.

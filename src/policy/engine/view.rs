@@ -48,8 +48,9 @@ impl Engine {
             websockets: self.websockets,
             queued: self.queue.by_priority(),
             queue_bytes: self.queue.bytes(),
-            breaker: self.breaker.state(),
-            breaker_open_until: self.breaker.open_until(),
+            breaker: self.fleet.state(),
+            breaker_open_until: self.fleet.open_until(),
+            endpoints: self.fleet.status(self.latest),
             stale: self.stale,
             draining: self.draining,
         }

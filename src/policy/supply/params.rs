@@ -1,8 +1,29 @@
-//! `[breaker]`: when an upstream counts as broken, and for how long.
+//! What the endpoints of a group are guarded by: `[breaker]`, when one counts as broken, and for how long.
 
 use std::time::Duration;
 
+use crate::policy::supply::EndpointParams;
 use crate::policy::units::{Invalid, checked};
+
+/// One endpoint of a group.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Member {
+    /// Its settings.
+    pub endpoint: EndpointParams,
+    /// Keys of its own; 0: each client brings its own.
+    pub keys: u16,
+}
+
+/// A group's endpoints, and what holds for all of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Params {
+    /// `[breaker]`.
+    pub breaker: BreakerParams,
+    /// The endpoints, in the order of the configuration; none stands for one with the default settings.
+    pub members: Vec<Member>,
+    /// What chance is drawn from.
+    pub seed: u64,
+}
 
 /// `[breaker]`.
 #[derive(Clone, Debug, PartialEq)]

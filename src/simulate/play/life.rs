@@ -49,7 +49,7 @@ impl Play<'_> {
     fn finish(&mut self, now: MonoTime, id: Id, outcome: Outcome) {
         self.level.in_flight -= 1;
         let ticket = Ticket(self.states[id as usize].ticket);
-        self.event(now, Event::Finish(ticket, outcome));
+        self.event(now, Event::Finish(ticket, outcome, None));
     }
 
     fn learn(&mut self, now: MonoTime, latency: Duration, refused: bool) {

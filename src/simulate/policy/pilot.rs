@@ -343,7 +343,7 @@ mod tests {
             let params = engine::Params {
                 admission: crate::policy::admission::Params::default(),
                 scaling: pilot(&policy, model).params(),
-                breaker: crate::policy::supply::BreakerParams::default(),
+                supply: crate::policy::supply::Params::default(),
             };
             let mut engine = Engine::new(params, MonoTime::ZERO);
             for n in 0..200 {
@@ -351,6 +351,7 @@ mod tests {
                     kind: engine::Kind::Queued,
                     tenant: TenantId(0),
                     priority: Priority::Normal,
+                    model: crate::policy::units::ModelId::default(),
                     cost: Tokens(1),
                     bytes: 0,
                     head_by: None,

@@ -1,0 +1,360 @@
+//! The endpoints of one upstream group: which of them takes a request, and whether any can.
+//!
+//! A request goes to the first tier that has an endpoint for it. Within a tier the less loaded of two drawn at
+//! random takes it (Mitzenmacher 2001), load being in flight over what the endpoint takes; a broken one that is due for
+//! its probe is tried first. [`Fleet::choose`] only looks; [`Fleet::start`] takes what was chosen. The engine asks
+//! it for every admission, and tells it how attempts end.
+//!
+//! ```text
+//! usable = breaker closed ∧ not ejected ∧ in_flight < S ∧ a key that does not rest and has rate left
+//! ```
+
+mod endpoint;
+mod outlier;
+
+use std::time::Duration;
+
+pub use endpoint::Status as EndpointStatus;
+
+use crate::policy::supply::{BreakerState, Member, Params, Transition, Verdict};
+use crate::policy::units::{EndpointId, ModelId, MonoTime, Outcome, Place, Sample, TenantId, Ticket, Tokens};
+use endpoint::Endpoint;
+
+/// What a request wants of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// Its number, which chance is drawn from.
+    pub ticket: Ticket,
+    /// Whose it is: where clients bring their own keys, each key has its own limits.
+    pub tenant: TenantId,
+    /// The model.
+    pub model: ModelId,
+    /// What it will be charged for.
+    pub cost: Tokens,
+    /// It counts against learned limits and rates; what takes no permit does not.
+    pub paced: bool,
+    /// It failed there: elsewhere if at all possible.
+    pub avoid: Option<EndpointId>,
+    /// Until when it waits for the first tier rather than go to a later one.
+    pub patience: MonoTime,
+    /// It may be the one that tries a broken endpoint.
+    pub may_probe: bool,
+}
+
+/// Where a request may go, or what it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// There, at once.
+    Go(Place),
+    /// Nowhere yet.
+    Wait(Hold),
+}
+
+/// What is being waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Somebody to finish: every endpoint carries what it takes.
+    Full,
+    /// This model's rate to come back. `stopped`: the upstream refused, nothing of it goes before then.
+    Rate {
+        /// When the next may go.
+        until: MonoTime,
+        /// The upstream said so.
+        stopped: bool,
+    },
+    /// A probe that is under way.
+    Probe,
+    /// A broken or refusing upstream to be worth another try.
+    Down {
+        /// When that is.
+        until: MonoTime,
+    },
+}
+
+impl Hold {
+    /// The one that ends sooner, as far as can be told.
+    fn sooner(self, other: Self) -> Self {
+        let rank = |h: Self| match h {
+            Self::Full => (0, MonoTime::ZERO),
+            Self::Probe => (1, MonoTime::ZERO),
+            Self::Rate { until, .. } => (2, until),
+            Self::Down { until } => (2, until),
+        };
+        if rank(other) < rank(self) { other } else { self }
+    }
+}
+
+/// What the fleet has to tell besides its answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Report {
+    /// A breaker changed state.
+    Breaker(EndpointId, Transition),
+    /// A key was refused: it rests.
+    KeyRests {
+        /// Whose.
+        place: Place,
+        /// Until when.
+        until: MonoTime,
+    },
+    /// An endpoint is far slower than its peers: it rests.
+    Ejected {
+        /// Which.
+        endpoint: EndpointId,
+        /// How many times slower.
+        factor: f64,
+        /// Until when.
+        until: MonoTime,
+    },
+}
+
+/// The endpoints of a group.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    params: Params,
+    endpoints: Vec<Endpoint>,
+    /// Indices by tier, first choice first.
+    tiers: Vec<Vec<usize>>,
+    outliers_at: MonoTime,
+}
+
+impl Fleet {
+    /// A fleet with nothing in flight. Without endpoints in `params` it has one that takes everything.
+    #[must_use]
+    pub fn new(mut params: Params, now: MonoTime) -> Self {
+        if params.members.is_empty() {
+            params.members.push(Member::default());
+        }
+        let endpoints: Vec<Endpoint> =
+            params.members.iter().map(|m| Endpoint::new(m.clone(), params.breaker.clone(), now)).collect();
+        let mut levels: Vec<u32> = params.members.iter().map(|m| m.endpoint.tier).collect();
+        levels.sort_unstable();
+        levels.dedup();
+        let at = |level: &u32| {
+            let of = |(i, m): (usize, &Member)| (m.endpoint.tier == *level).then_some(i);
+            params.members.iter().enumerate().filter_map(of).collect()
+        };
+        let tiers = levels.iter().map(at).collect();
+        Self { params, endpoints, tiers, outliers_at: now }
+    }
+
+    /// Where `want` may go now.
+    #[must_use]
+    pub fn choose(&self, now: MonoTime, want: &Want) -> Choice {
+        if let [only] = self.endpoints.as_slice() {
+            return match only.opening(now, want) {
+                Ok(key) => Choice::Go(Place { endpoint: EndpointId(0), key }),
+                Err(hold) => Choice::Wait(hold),
+            };
+        }
+        let elsewhere = self.seek(now, want, want.avoid);
+        match (elsewhere, want.avoid) {
+            (Choice::Wait(hold), Some(_)) => match self.seek(now, want, None) {
+                Choice::Wait(other) => Choice::Wait(hold.sooner(other)),
+                go => go,
+            },
+            (choice, _) => choice,
+        }
+    }
+
+    fn seek(&self, now: MonoTime, want: &Want, avoid: Option<EndpointId>) -> Choice {
+        let mut holds: Option<Hold> = None;
+        for tier in &self.tiers {
+            let mut down = true;
+            let mut usable = Vec::new();
+            for &i in tier {
+                let id = endpoint_id(i);
+                if avoid == Some(id) {
+                    continue;
+                }
+                let endpoint = &self.endpoints[i];
+                match endpoint.opening(now, want) {
+                    Ok(key) => {
+                        let place = Place { endpoint: id, key };
+                        if endpoint.breaker.peek(now) == Verdict::Probe {
+                            return Choice::Go(place);
+                        }
+                        down = false;
+                        usable.push((i, place));
+                    }
+                    Err(hold) => {
+                        down &= match hold {
+                            Hold::Down { .. } | Hold::Probe => true,
+                            Hold::Rate { until, .. } => until > want.patience,
+                            Hold::Full => false,
+                        };
+                        holds = Some(holds.map_or(hold, |h| h.sooner(hold)));
+                    }
+                }
+            }
+            // an ejected endpoint still beats none
+            if let Some(place) = self.lighter(now, want.ticket, &usable) {
+                return Choice::Go(place);
+            }
+            if !down && now < want.patience {
+                break;
+            }
+        }
+        Choice::Wait(holds.unwrap_or(Hold::Full))
+    }
+
+    /// The less loaded of two drawn at random; those that were ejected only among themselves.
+    fn lighter(&self, now: MonoTime, ticket: Ticket, usable: &[(usize, Place)]) -> Option<Place> {
+        let sound: Vec<&(usize, Place)> =
+            usable.iter().filter(|(i, _)| !self.endpoints[*i].ejected(now)).collect();
+        let sound = if sound.is_empty() { usable.iter().collect() } else { sound };
+        let load = |i: usize| self.endpoints[i].load(now);
+        match sound.as_slice() {
+            [] => None,
+            [(_, only)] => Some(*only),
+            many => {
+                let n = many.len() as u64;
+                let drawn = mix(self.params.seed, ticket.0);
+                let first = usize::try_from(drawn % n).unwrap_or_default();
+                let second = usize::try_from((drawn / n) % (n - 1)).unwrap_or_default();
+                let second = if second >= first { second + 1 } else { second };
+                let (a, b) = (many.get(first)?, many.get(second)?);
+                Some(if load(b.0) < load(a.0) { b.1 } else { a.1 })
+            }
+        }
+    }
+
+    /// Starts the attempt that [`Fleet::choose`] chose. True: it is the probe of a broken endpoint.
+    pub fn start(&mut self, now: MonoTime, want: &Want, place: Place, reports: &mut Vec<Report>) -> bool {
+        let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0)) else { return false };
+        let (verdict, transition) = endpoint.start(now, want, place.key);
+        reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
+        verdict == Verdict::Probe
+    }
+
+    /// The generation an attempt started now belongs to, for [`Fleet::ended`].
+    #[must_use]
+    pub fn generation(&self, id: EndpointId) -> u32 {
+        self.endpoints.get(usize::from(id.0)).map_or(0, |e| e.breaker.generation())
+    }
+
+    /// The head came and shows the endpoint alive.
+    pub fn alive(&mut self, now: MonoTime, ticket: Ticket, place: Place, reports: &mut Vec<Report>) {
+        if let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0)) {
+            let transition = endpoint.breaker.alive(ticket);
+            endpoint.turned(now, transition);
+            reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
+        }
+    }
+
+    /// The endpoint's own key was refused (401): it rests while the others go on. The last one goes on too: its
+    /// refusals say more to the operator than ours would.
+    pub fn unauthorized(&mut self, now: MonoTime, place: Place, reports: &mut Vec<Report>) {
+        if let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0))
+            && let Some(until) = endpoint.rest(now, place.key)
+        {
+            reports.push(Report::KeyRests { place, until });
+        }
+    }
+
+    /// The attempt of `ticket`, started in `generation`, is decided.
+    pub fn ended(
+        &mut self,
+        now: MonoTime,
+        ticket: Ticket,
+        place: Place,
+        generation: u32,
+        outcome: Outcome,
+        reports: &mut Vec<Report>,
+    ) -> Option<Transition> {
+        let endpoint = self.endpoints.get_mut(usize::from(place.endpoint.0))?;
+        let transition = endpoint.breaker.ended(now, ticket, generation, outcome);
+        endpoint.turned(now, transition);
+        reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
+        transition
+    }
+
+    /// The attempt is over, its connection too.
+    pub fn release(&mut self, now: MonoTime, place: Place, sample: Option<&Sample>) {
+        if let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0)) {
+            endpoint.release(now, sample);
+        }
+    }
+
+    /// A second has passed, or some part of one.
+    pub fn tick(&mut self, now: MonoTime, reports: &mut Vec<Report>) {
+        if now.since(self.outliers_at) >= outlier::EVERY {
+            self.outliers_at = now;
+            outlier::eject(&mut self.endpoints, &self.tiers, now, reports);
+        }
+    }
+
+    /// Some endpoint takes requests.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.endpoints.iter().any(|e| e.breaker.state() == BreakerState::Closed)
+    }
+
+    /// The state that describes the group: the best of its endpoints.
+    #[must_use]
+    pub fn state(&self) -> BreakerState {
+        let states = || self.endpoints.iter().map(|e| e.breaker.state());
+        [BreakerState::Closed, BreakerState::HalfOpen]
+            .into_iter()
+            .find(|s| states().any(|x| x == *s))
+            .unwrap_or(BreakerState::Open)
+    }
+
+    /// With every breaker open: when the first lets its probe pass.
+    #[must_use]
+    pub fn open_until(&self) -> Option<MonoTime> {
+        let mut first: Option<MonoTime> = None;
+        for endpoint in &self.endpoints {
+            let until = endpoint.breaker.open_until()?;
+            first = Some(first.map_or(until, |f| f.min(until)));
+        }
+        first
+    }
+
+    /// The next moment after `now` at which a broken endpoint lets its probe pass.
+    #[must_use]
+    pub fn next_probe(&self, now: MonoTime) -> Option<MonoTime> {
+        self.endpoints.iter().filter_map(|e| e.breaker.open_until()).filter(|at| *at > now).min()
+    }
+
+    /// For how long a probe has been wanted, where no endpoint takes requests.
+    #[must_use]
+    pub fn due_since(&self) -> Option<MonoTime> {
+        if self.serves() { None } else { self.endpoints.iter().filter_map(|e| e.breaker.due_since()).min() }
+    }
+
+    /// How long a breaker stays open.
+    #[must_use]
+    pub fn recovery(&self) -> Duration {
+        self.params.breaker.recovery
+    }
+
+    /// Each client brings its own key, and with it limits of its own.
+    #[must_use]
+    pub fn keys_are_clients(&self) -> bool {
+        self.params.members.iter().any(|m| m.keys == 0)
+    }
+
+    /// There is more than one tier.
+    #[must_use]
+    pub fn has_tiers(&self) -> bool {
+        self.tiers.len() > 1
+    }
+
+    /// Each endpoint in numbers.
+    #[must_use]
+    pub fn status(&self, now: MonoTime) -> Vec<EndpointStatus> {
+        self.endpoints.iter().map(|e| e.status(now)).collect()
+    }
+}
+
+fn endpoint_id(index: usize) -> EndpointId {
+    EndpointId(u16::try_from(index).unwrap_or(u16::MAX))
+}
+
+/// SplitMix64's finish (Steele, Lea and Flood 2014): chance that is the same wherever it is drawn.
+pub(super) fn mix(seed: u64, n: u64) -> u64 {
+    let mut z = seed.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
