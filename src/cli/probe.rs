@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
+use crate::policy::units::KeyId;
 use crate::upstream::{Params, Payload, Repeat, Secret, Trace, Upstream};
 
 #[derive(Args)]
@@ -145,7 +146,7 @@ impl Prober {
                 faults.into_iter().map(|f| format!("{}: {}", f.key, f.message)).collect::<Vec<_>>().join("; ")
             })?;
         let upstream = Upstream::new(params, 1, clock).map_err(|e| e.to_string())?;
-        let key = upstream.authorization().cloned();
+        let key = upstream.authorization(KeyId(0)).cloned();
         Ok(Self { upstream, key, timeout, clock })
     }
 

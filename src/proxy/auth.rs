@@ -8,16 +8,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::HeaderMap;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderValue};
 use tower::Service;
 
-use crate::policy::units::TenantId;
+use crate::policy::units::{KeyId, TenantId};
 use crate::proxy::Shared;
 use crate::proxy::exchange::{Arrived, Authed};
-
-/// Where else than in `Authorization` keys travel: Anthropic's header, and Azure's.
-static OTHER_KEYS: [HeaderName; 2] =
-    [HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+use crate::upstream::{OTHER_KEYS, set_key};
 
 /// Makes [`Auth`].
 pub(super) struct Layer(pub(super) Arc<Shared>);
@@ -50,8 +47,8 @@ impl<S: Service<Authed>> Service<Arrived> for Auth<S> {
         let headers = &mut request.head.headers;
         repair(headers);
         request.exchange.record.tenant = tenant(headers);
-        if let Some(key) = self.shared.parts.upstream.authorization() {
-            replace(headers, key);
+        if let Some(key) = self.shared.parts.upstream.authorization(KeyId(0)) {
+            set_key(headers, key);
         }
         self.inner.call(Authed(request))
     }
@@ -89,27 +86,10 @@ fn tenant(headers: &HeaderMap) -> TenantId {
     }
 }
 
-/// Puts the upstream's key where the client had its own.
-fn replace(headers: &mut HeaderMap, key: &HeaderValue) {
-    let bare = key.as_bytes().strip_prefix(b"Bearer ").unwrap_or_default();
-    let mut elsewhere = false;
-    for name in &OTHER_KEYS {
-        if headers.contains_key(name)
-            && let Ok(mut bare) = HeaderValue::from_bytes(bare)
-        {
-            bare.set_sensitive(true);
-            headers.insert(name, bare);
-            elsewhere = true;
-        }
-    }
-    if elsewhere && !headers.contains_key(header::AUTHORIZATION) {
-        return;
-    }
-    headers.insert(header::AUTHORIZATION, key.clone());
-}
-
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderName;
+
     use super::*;
 
     fn with(name: &'static str, value: &'static str) -> HeaderMap {
@@ -140,19 +120,5 @@ mod tests {
         assert_eq!(by_bearer, tenant(&with("api-key", "k1")));
         assert_ne!(by_bearer, tenant(&with("api-key", "k2")));
         assert_eq!(tenant(&HeaderMap::new()), TenantId::default());
-    }
-
-    #[test]
-    fn the_upstream_s_key_takes_the_place_of_the_client_s() {
-        let key = HeaderValue::from_static("Bearer up");
-        let mut h = with("x-api-key", "mine");
-        replace(&mut h, &key);
-        assert_eq!(h, with("x-api-key", "up"));
-        let mut h = with("authorization", "Bearer mine");
-        replace(&mut h, &key);
-        assert_eq!(h.get("authorization").unwrap(), "Bearer up");
-        let mut h = HeaderMap::new();
-        replace(&mut h, &key);
-        assert_eq!(h.get("authorization").unwrap(), "Bearer up");
     }
 }

@@ -15,6 +15,7 @@ use crate::telemetry::Connects;
 use crate::upstream::body::Progress;
 use crate::upstream::card::Lifetime;
 use crate::upstream::headers::join_cookies;
+use crate::upstream::keys::authorizations;
 use crate::upstream::pool::{Lease, Pool, Purpose, Rules};
 use crate::upstream::{Dial, Fault, Network, Params, Payload, ReplyBody, SetupError, Target, clean_response};
 
@@ -46,7 +47,7 @@ pub enum Repeat {
 pub struct Upstream {
     name: Arc<str>,
     target: Target,
-    key: Option<HeaderValue>,
+    pub(super) keys: Vec<HeaderValue>,
     pub(super) params: Params,
     pub(super) dial: Box<dyn Dial>,
     /// For upgrades, where they cannot go over what `dial` makes.
@@ -97,15 +98,6 @@ impl Upstream {
         workers: usize,
         clock: Clock,
     ) -> Result<Arc<Self>, SetupError> {
-        let key = match params.keys().next() {
-            None => None,
-            Some(key) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
-                    .map_err(|_| SetupError::Host("api_key".into()))?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
         let rules = Rules {
             lifetime: Lifetime { idle_timeout: params.idle_timeout, refresh: params.refresh },
             // a new TCP connection is cheaper than waking another thread for every chunk
@@ -115,7 +107,7 @@ impl Upstream {
         Ok(Arc::new(Self {
             name: params.name.as_str().into(),
             target: Target::new(&params.base_url)?,
-            key,
+            keys: authorizations(&params)?,
             pool: Pool::new(workers, rules, clock),
             params,
             dial,
@@ -131,12 +123,6 @@ impl Upstream {
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
         &self.name
-    }
-
-    /// `Authorization` to send instead of the client's, if it has a key of its own.
-    #[must_use]
-    pub fn authorization(&self) -> Option<&HeaderValue> {
-        self.key.as_ref()
     }
 
     /// Its settings.
