@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate::policy::admission::{Queue, Waiting};
-use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
+use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params, RetryCause};
 use tidegate::policy::predict::{Decision, Direction, Reason, Wall};
 use tidegate::policy::supply::{Breaker, Verdict};
 use tidegate::policy::units::{ModelId, MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
@@ -126,6 +126,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => ticket().prop_map(Event::Cancel),
         2 => (ticket(), any::<bool>()).prop_map(|(ticket, alive)| Event::FirstByte { ticket, alive }),
         2 => (ticket(), outcome()).prop_map(|(ticket, outcome)| Event::AttemptEnd(ticket, outcome)),
+        1 => (ticket(), outcome(), proptest::option::of(any::<Duration>())).prop_map(
+            |(ticket, outcome, retry_after)| Event::Retry { ticket, outcome, cause: RetryCause::Reset, retry_after }
+        ),
+        1 => ticket().prop_map(Event::Unauthorized),
         4 => (ticket(), outcome()).prop_map(|(ticket, outcome)| Event::Finish(ticket, outcome, None)),
         2 => Just(Event::Tick),
         1 => decision.prop_map(Event::Install),
@@ -183,6 +187,10 @@ proptest! {
             }
             engine.on(now, event.clone(), &mut effects);
             for effect in &effects {
+                if let Effect::Requeued { ticket, .. } = effect {
+                    running.retain(|t| t != ticket);
+                    pending.push(*ticket);
+                }
                 let (Effect::Admit { ticket, .. } | Effect::Reject { ticket, .. }) = effect else { continue };
                 let before = pending.len();
                 pending.retain(|t| t != ticket);

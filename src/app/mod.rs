@@ -225,7 +225,7 @@ pub fn gate(
             Report::Decided(decision) => told.decision(GROUP, &decision),
             Report::Resized { from, to, reason } => told.resized(GROUP, from, to, reason),
             Report::Supply(supply::Report::Breaker(_, transition)) => told.breaker(&name, transition),
-            Report::Supply(_) => {}
+            Report::Supply(_) | Report::Requeued(_) => {}
         }
     });
     let (observed, upstream) = (gate.clone(), upstream.clone());

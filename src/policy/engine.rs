@@ -14,6 +14,7 @@
 //! ```
 
 mod event;
+mod retry;
 mod scaling;
 mod view;
 
@@ -21,9 +22,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use event::{Arrival, Effect, Event, Kind, Params, Status};
+pub use retry::RetryCause;
 
 use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
 use crate::policy::predict::{ArticleWindow, History, PolicyKind};
+use crate::policy::supply::retry::Budget;
 use crate::policy::supply::{Choice, Fleet, Hold, Report, Want};
 use crate::policy::units::{ModelId, MonoTime, Outcome, Place, Priority, Refusal, Sample, TenantId, Ticket};
 
@@ -49,6 +52,7 @@ pub struct Engine {
     permits: Permits,
     queue: Queue,
     fleet: Fleet,
+    retry_budget: Budget,
     history: History,
     drain_rate: DrainRate,
     head_time: HeadTime,
@@ -88,6 +92,7 @@ impl Engine {
             permits: Permits::new(initial),
             queue: Queue::default(),
             fleet: Fleet::new(params.supply.clone(), now),
+            retry_budget: Budget::new(&params.supply.retry),
             history: History::new(now, keep),
             drain_rate: DrainRate::default(),
             head_time: HeadTime::default(),
@@ -127,6 +132,9 @@ impl Engine {
                 if let Some(flight) = self.flights.get(&ticket) {
                     self.fleet.unauthorized(now, flight.place, &mut self.reports);
                 }
+            }
+            Event::Retry { ticket, outcome, cause, retry_after } => {
+                self.retry(now, ticket, outcome, cause, retry_after, effects);
             }
             Event::Finish(ticket, outcome, sample) => self.finish(now, ticket, outcome, sample, effects),
             Event::Tick => {
@@ -331,9 +339,13 @@ impl Engine {
         sample: Option<Sample>,
         effects: &mut Vec<Effect>,
     ) {
+        let decided = self.flights.get(&ticket).is_some_and(|flight| flight.decided);
         self.attempt_ended(now, ticket, outcome, effects);
         let Some(flight) = self.flights.remove(&ticket) else { return };
         self.fleet.release(now, flight.place, sample.as_ref());
+        if outcome == Outcome::Success && !decided {
+            self.retry_budget.succeeded(&self.params.supply.retry);
+        }
         match flight.kind {
             Kind::Unqueued | Kind::Upload => self.unqueued -= 1,
             Kind::Queued | Kind::WebSocket => {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Clock;
-use crate::policy::engine::{Arrival, Effect, Engine, Event, Params, Status};
+use crate::policy::engine::{Arrival, Effect, Engine, Event, Params, RetryCause, Status};
 use crate::policy::predict::{Decision, Reason, Snapshot, Wall};
 use crate::policy::supply;
 use crate::policy::units::{MonoTime, Outcome, Place, Refusal, Sample, Ticket};
@@ -30,6 +30,8 @@ pub enum Report {
         /// Why.
         reason: Reason,
     },
+    /// A request waits for another try.
+    Requeued(RetryCause),
     /// A breaker changed state, a key or an endpoint rests.
     Supply(supply::Report),
 }
@@ -70,6 +72,8 @@ struct After {
     verdicts: Vec<(Option<oneshot::Sender<Verdict>>, Verdict)>,
     reports: Vec<Report>,
     rearm: bool,
+    /// The place in the queue of who asked for another try, and got it.
+    again: Option<Wait>,
 }
 
 impl Gate {
@@ -223,11 +227,32 @@ impl Gate {
                 Effect::Admit { ticket, place, probe, limit, in_flight } => {
                     let gate = self.clone();
                     let (outcome, sample) = (Outcome::Ignore, None);
-                    (ticket, Ok(Permit { gate, ticket, place, probe, limit, in_flight, outcome, sample }))
+                    (
+                        ticket,
+                        Ok(Permit {
+                            gate,
+                            ticket,
+                            place,
+                            probe,
+                            limit,
+                            in_flight,
+                            outcome,
+                            sample,
+                            spent: false,
+                        }),
+                    )
                 }
                 Effect::Reject { ticket, refusal, retry_after } => {
                     (ticket, Err(Refused { refusal, retry_after }))
                 }
+                Effect::Requeued { ticket, cause } => {
+                    after.reports.push(Report::Requeued(cause));
+                    let (tell, told) = oneshot::channel();
+                    inner.waiting.insert(ticket, tell);
+                    after.again = Some(Wait { gate: self.clone(), ticket, told });
+                    continue;
+                }
+                Effect::GivenUp(_) => continue,
                 Effect::SetTimer(at) => {
                     // the engine's word is the last one: what was set before may have been seen to by another tick
                     inner.timer = Some(at);
@@ -304,6 +329,8 @@ pub struct Permit {
     in_flight: u32,
     outcome: Outcome,
     sample: Option<Sample>,
+    /// It went back for another try.
+    spent: bool,
 }
 
 impl Permit {
@@ -340,6 +367,31 @@ impl Permit {
         self.gate.event(Event::Unauthorized(self.ticket));
     }
 
+    /// Asks for another try: the permit goes back, and a new one is waited for. When and where is the engine's to
+    /// say; with the error the permit is still held, and the attempt's answer stands.
+    ///
+    /// # Errors
+    /// The permit, when there is no further try.
+    pub fn retry(
+        mut self,
+        outcome: Outcome,
+        cause: RetryCause,
+        retry_after: Option<Duration>,
+    ) -> Result<Pending, Self> {
+        let mut after = After::default();
+        let event = Event::Retry { ticket: self.ticket, outcome, cause, retry_after };
+        self.gate.step(&mut self.gate.lock(), event, None, &mut after);
+        let again = after.again.take();
+        self.gate.after(after);
+        match again {
+            None => Err(self),
+            Some(wait) => {
+                self.spent = true;
+                Ok(Pending(wait))
+            }
+        }
+    }
+
     /// Gives it back with what the upstream made of it, and what a whole answer says of its pace. Without this
     /// call, nothing is said of either.
     pub fn finish(mut self, outcome: Outcome, sample: Option<Sample>) {
@@ -347,9 +399,24 @@ impl Permit {
     }
 }
 
+/// A request between two tries. Dropped, it leaves the queue.
+pub struct Pending(Wait);
+
+impl Pending {
+    /// Waits for the permit of the next try.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub async fn admitted(mut self) -> Verdict {
+        (&mut self.0.told).await.unwrap_or(Err(Refused { refusal: Refusal::Draining, retry_after: None }))
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.event(Event::Finish(self.ticket, self.outcome, self.sample));
+        if !self.spent {
+            self.gate.event(Event::Finish(self.ticket, self.outcome, self.sample));
+        }
     }
 }
 

@@ -44,7 +44,7 @@ use tower::{Service, ServiceBuilder};
 
 pub use body::Body;
 pub use detach::Tunnels;
-pub use gate::{Gate, Permit, Refused, Report};
+pub use gate::{Gate, Pending, Permit, Refused, Report};
 pub use intake::Memory;
 pub use params::Params;
 pub use respond::panicked;

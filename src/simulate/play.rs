@@ -224,7 +224,7 @@ impl<'a> Play<'a> {
                 Effect::Reject { ticket, .. } => self.refused(ticket),
                 Effect::SetTimer(at) => self.timer = Some(at),
                 Effect::Resized { to, .. } => self.level.limit = to,
-                Effect::Decided(_) | Effect::Supply(_) => {}
+                Effect::Decided(_) | Effect::Supply(_) | Effect::Requeued { .. } | Effect::GivenUp(_) => {}
             }
         }
         self.effects = effects;

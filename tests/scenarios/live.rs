@@ -123,7 +123,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
         Report::Supply(supply::Report::Breaker(_, transition)) => {
             turned.lock().expect("no panic under it").push(*transition)
         }
-        Report::Supply(_) => {}
+        Report::Supply(_) | Report::Requeued(_) => {}
         Report::Resized { to, reason, .. } => {
             moved.lock().expect("no panic under it").push((*to, *reason));
         }

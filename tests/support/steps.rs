@@ -29,6 +29,8 @@ pub(crate) enum Step {
     FirstByte(u8, bool),
     /// One that runs is decided before it is over.
     AttemptEnd(u8, Outcome),
+    /// One that runs failed and wants another try.
+    Retry(u8, Outcome, Option<Duration>),
     /// One that runs is over.
     Finish(u8, Outcome),
     /// Time passes, timers fire when they are due.
@@ -165,7 +167,10 @@ impl Bytes<'_> {
             8..13 => Step::Finish(self.byte(), self.outcome()),
             13 | 14 => Step::AttemptEnd(self.byte(), self.outcome()),
             15 | 16 => Step::FirstByte(self.byte(), self.byte() >= 64),
-            17 => Step::Cancel(self.byte()),
+            17 => match self.byte() {
+                pick @ 128.. => Step::Retry(pick, self.outcome(), (self.byte() < 64).then(|| self.time())),
+                pick => Step::Cancel(pick),
+            },
             18 | 19 => Step::Wait(self.time()),
             20 => Step::Stall(self.time()),
             21 => Step::Tick,

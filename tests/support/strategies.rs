@@ -77,6 +77,8 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
         24 => (any::<u8>(), outcome()).prop_map(|(n, o)| Step::Finish(n, o)),
         6 => (any::<u8>(), outcome()).prop_map(|(n, o)| Step::AttemptEnd(n, o)),
         6 => (any::<u8>(), any::<bool>()).prop_map(|(n, alive)| Step::FirstByte(n, alive)),
+        8 => (any::<u8>(), outcome(), proptest::option::weighted(0.3, time()))
+            .prop_map(|(n, o, after)| Step::Retry(n, o, after)),
         4 => any::<u8>().prop_map(Step::Cancel),
         12 => time().prop_map(Step::Wait),
         3 => time().prop_map(Step::Stall),

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
+use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params, RetryCause};
 use tidegate::policy::predict::{self, Decision, Direction, PolicyKind, Reason};
 use tidegate::policy::supply::{self, BreakerState, Transition, Verdict};
 use tidegate::policy::units::{
@@ -21,11 +21,16 @@ struct Waiter {
     ticket: Ticket,
     arrival: Arrival,
     deadline: MonoTime,
+    /// When its backoff is over at the latest, for one that was admitted before.
+    back: Option<MonoTime>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     kind: Kind,
+    arrival: Arrival,
+    deadline: MonoTime,
+    tries: usize,
     generation: u32,
     decided: bool,
 }
@@ -56,6 +61,8 @@ pub(crate) struct World {
     flights: BTreeMap<Ticket, Flight>,
     breaker: PlainBreaker,
     alarm: Option<MonoTime>,
+    /// Tries of those that came back.
+    tries: BTreeMap<Ticket, usize>,
     counts: Counts,
     log: Vec<(MonoTime, Event, Vec<Effect>)>,
 }
@@ -67,6 +74,8 @@ struct Expected {
     /// The breaker turned half-open for the admission that comes next.
     probe: Option<Transition>,
     decision: Option<Decision>,
+    /// Who asks for another try.
+    again: Option<Ticket>,
     timers: usize,
 }
 
@@ -98,6 +107,7 @@ impl World {
             waiting: Vec::new(),
             flights: BTreeMap::new(),
             alarm: None,
+            tries: BTreeMap::new(),
             counts: Counts::default(),
             log: Vec::new(),
         }
@@ -141,6 +151,12 @@ impl World {
                     self.send(Event::Finish(ticket, outcome, None));
                 }
             }
+            Step::Retry(pick, outcome, retry_after) => {
+                if let Some(ticket) = running(pick) {
+                    let cause = RetryCause::Status;
+                    self.send(Event::Retry { ticket, outcome, cause, retry_after });
+                }
+            }
             Step::Wait(time) => self.wait_until(self.now + time),
             Step::Stall(time) => self.now = self.now + time,
             Step::Tick => self.send(Event::Tick),
@@ -171,8 +187,8 @@ impl World {
     }
 
     fn wait_until(&mut self, end: MonoTime) {
-        // one ring may find nothing to do and one may be for the breaker; every other ends somebody's wait
-        let mut rings = 2 * self.waiting.len() + 3;
+        // one ring may find nothing to do and one may be for the breaker; every other ends somebody's wait or backoff
+        let mut rings = 3 * self.waiting.len() + 3;
         while let Some(at) = self.alarm.filter(|at| *at <= end) {
             assert!(rings > 0, "the timer rings and rings");
             rings -= 1;
@@ -185,7 +201,7 @@ impl World {
 
     /// Everything ends: what runs finishes, what waits gets its turn or its refusal.
     fn settle(&mut self) {
-        let mut left = 4 * (self.waiting.len() + self.flights.len()) + 8;
+        let mut left = 5 * (self.waiting.len() + self.flights.len()) + 8;
         while !self.waiting.is_empty() || !self.flights.is_empty() {
             assert!(left > 0, "somebody waits for ever: {:?}", self.waiting);
             left -= 1;
@@ -223,11 +239,12 @@ impl World {
         assert_eq!(expected.transition, None, "the breaker should have turned");
         assert_eq!(expected.probe, None, "half-open for nobody");
         assert_eq!(expected.decision, None, "a decision without a word");
+        assert_eq!(expected.again, None, "neither another try nor none");
         if let Some((ticket, arrival)) = expected.arriving {
             assert!(arrival.kind.takes_permit(), "what takes no permit waits for none");
             let timeout = self.now + self.params.admission.timeout;
             let deadline = timeout.min(arrival.head_by.unwrap_or(MonoTime::MAX));
-            self.waiting.push(Waiter { ticket, arrival, deadline });
+            self.waiting.push(Waiter { ticket, arrival, deadline, back: None });
         }
         self.log.push((self.now, event, effects));
         self.invariants();
@@ -235,8 +252,14 @@ impl World {
 
     /// What the event itself changes, before anything is said about it.
     fn take_note(&mut self, event: &Event) -> Expected {
-        let mut expected =
-            Expected { arriving: None, transition: None, probe: None, decision: None, timers: 0 };
+        let mut expected = Expected {
+            arriving: None,
+            transition: None,
+            probe: None,
+            decision: None,
+            again: None,
+            timers: 0,
+        };
         match *event {
             Event::Arrive(ticket, arrival) => {
                 self.counts.arrived += 1;
@@ -249,6 +272,10 @@ impl World {
             }
             Event::FirstByte { ticket, alive } if alive => expected.transition = self.breaker.alive(ticket),
             Event::AttemptEnd(ticket, outcome) => expected.transition = self.ended(ticket, outcome),
+            Event::Retry { ticket, outcome, .. } => {
+                expected.transition = self.ended(ticket, outcome);
+                expected.again = Some(ticket);
+            }
             Event::Finish(ticket, outcome, _) => {
                 expected.transition = self.ended(ticket, outcome);
                 let flight = self.flights.remove(&ticket);
@@ -274,6 +301,7 @@ impl World {
         match effect {
             Effect::Admit { ticket, place, probe, limit, in_flight } => {
                 assert_eq!(*place, Place::default(), "there is one endpoint");
+                let before = self.waiting.iter().find(|w| w.ticket == *ticket).copied();
                 let arrival = self.verdict_on(*ticket, expected, true);
                 assert!(self.breaker.passes(self.now), "{ticket:?} passed a breaker that lets nobody pass");
                 let (verdict, turned) = self.breaker.start(self.now, *ticket);
@@ -289,8 +317,16 @@ impl World {
                     );
                 }
                 assert_eq!((*limit, *in_flight), (self.limit, self.in_flight), "as told to {ticket:?}");
-                let flight =
-                    Flight { kind: arrival.kind, generation: self.breaker.generation, decided: false };
+                let timeout = self.now + self.params.admission.timeout;
+                let deadline = timeout.min(arrival.head_by.unwrap_or(MonoTime::MAX));
+                let flight = Flight {
+                    kind: arrival.kind,
+                    arrival,
+                    deadline: before.map_or(deadline, |w| w.deadline),
+                    tries: self.tries.remove(ticket).unwrap_or_default(),
+                    generation: self.breaker.generation,
+                    decided: false,
+                };
                 self.flights.insert(*ticket, flight);
                 self.counts.admitted += 1;
             }
@@ -301,6 +337,25 @@ impl World {
                     assert!(retry_after.is_some_and(|wait| wait.as_secs() >= 1), "{retry_after:?}");
                 }
                 self.counts.rejected += 1;
+            }
+            Effect::GivenUp(ticket) => {
+                assert_eq!(expected.again.take(), Some(*ticket));
+            }
+            Effect::Requeued { ticket, .. } => {
+                assert_eq!(expected.again.take(), Some(*ticket));
+                let flight = self.flights.remove(ticket).expect("it was running");
+                assert_eq!(flight.kind, Kind::Queued);
+                self.in_flight -= 1;
+                self.counts.admitted -= 1;
+                let asked = match event {
+                    Event::Retry { retry_after, .. } => *retry_after,
+                    _ => None,
+                };
+                let longest = self.params.supply.retry.backoff[flight.tries];
+                let back = Some(self.now + asked.unwrap_or(longest));
+                self.tries.insert(*ticket, flight.tries + 1);
+                let Flight { arrival, deadline, .. } = flight;
+                self.waiting.push(Waiter { ticket: *ticket, arrival, deadline, back });
             }
             Effect::SetTimer(at) => {
                 assert!(*at > self.now, "a timer at {at:?}, now is {:?}", self.now);
@@ -383,7 +438,10 @@ impl World {
         if expected.arriving.is_some_and(|(arriving, _)| arriving == ticket)
             && let Some((_, arrival)) = expected.arriving.take()
         {
-            let overtaken = self.waiting.iter().find(|w| line(&w.arrival) == line(&arrival));
+            let overtaken = self
+                .waiting
+                .iter()
+                .find(|w| line(&w.arrival) == line(&arrival) && w.back.is_none_or(|at| at <= self.now));
             let waits = arrival.kind.takes_permit();
             assert!(
                 !(admitted && waits) || overtaken.is_none(),
@@ -395,7 +453,9 @@ impl World {
         let at = self.waiting.iter().position(|w| w.ticket == ticket);
         let at = at.unwrap_or_else(|| panic!("a verdict on {ticket:?}, which does not wait"));
         let waiter = self.waiting.remove(at);
-        let overtaken = self.waiting[..at].iter().find(|w| line(&w.arrival) == line(&waiter.arrival));
+        let new = |w: &&Waiter| w.back.is_none() && waiter.back.is_none();
+        let overtaken =
+            self.waiting[..at].iter().filter(new).find(|w| line(&w.arrival) == line(&waiter.arrival));
         assert!(!admitted || overtaken.is_none(), "{ticket:?} went past {overtaken:?} of its own line");
         waiter.arrival
     }
@@ -449,13 +509,19 @@ impl World {
         assert_eq!(status.ceiling, self.ceiling());
         assert!(self.limit <= status.ceiling && self.limit >= status.min.min(status.ceiling), "{status:?}");
         assert!(status.websockets <= limits.max_websockets && status.unqueued <= limits.max_unqueued);
-        assert!(self.waiting.len() <= limits.max_requests && self.bytes() <= limits.max_bytes);
+        // those that came back were counted when they came
+        let new = || self.waiting.iter().filter(|w| w.back.is_none());
+        assert!(new().count() <= limits.max_requests);
+        assert!(new().map(|w| w.arrival.bytes).sum::<u64>() <= limits.max_bytes);
 
         let Some(first) = self.waiting.iter().map(|w| w.deadline).min() else { return };
         assert!(first > self.now, "a deadline has passed and somebody still waits");
         let alarm = self.alarm.expect("something waits, so a timer is set");
         assert!(alarm <= first, "the timer comes at {alarm:?}, after the deadline {first:?}");
         let free = self.limit > self.in_flight;
+        if self.waiting.iter().all(|w| w.back.is_some_and(|at| at > self.now)) {
+            return;
+        }
         let conserving = self.params.scaling.policy == PolicyKind::Predictive;
         if conserving && self.breaker.passes(self.now) {
             assert!(self.in_flight >= self.ceiling(), "{:?} wait below the ceiling", self.waiting);

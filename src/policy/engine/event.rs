@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::policy::admission;
+use crate::policy::engine::RetryCause;
 use crate::policy::predict::{self, Decision, Reason};
 use crate::policy::supply::{self, BreakerState};
 use crate::policy::units::{
@@ -80,6 +81,17 @@ pub enum Event {
     AttemptEnd(Ticket, Outcome),
     /// The endpoint's own key was refused.
     Unauthorized(Ticket),
+    /// The attempt failed before anything went to the client, and the request may be sent again: it wants to.
+    Retry {
+        /// Which.
+        ticket: Ticket,
+        /// How the attempt ended.
+        outcome: Outcome,
+        /// What makes another worth while.
+        cause: RetryCause,
+        /// The upstream's own wish.
+        retry_after: Option<Duration>,
+    },
     /// The request is over and its permit comes back. `Outcome` counts unless the attempt was decided; the sample
     /// is what a whole answer says of the upstream's pace.
     Finish(Ticket, Outcome, Option<Sample>),
@@ -118,6 +130,15 @@ pub enum Effect {
         /// When another try makes sense, if there is a basis for saying so.
         retry_after: Option<Duration>,
     },
+    /// It waits again, at the head of its class; its permit is back.
+    Requeued {
+        /// Which.
+        ticket: Ticket,
+        /// Why.
+        cause: RetryCause,
+    },
+    /// There is no further try: the attempt's answer is the request's. It still holds its permit.
+    GivenUp(Ticket),
     /// Send [`Event::Tick`] at this moment.
     SetTimer(MonoTime),
     /// A decision was taken (and, unless in shadow mode, installed).
@@ -164,6 +185,8 @@ pub struct Status {
     pub breaker_open_until: Option<MonoTime>,
     /// Each endpoint.
     pub endpoints: Vec<supply::EndpointStatus>,
+    /// What is left for retries.
+    pub retry_budget: u32,
     /// So many plans failed to come that the static limit stands in.
     pub stale: bool,
     /// A drain has begun.

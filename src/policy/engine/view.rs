@@ -51,6 +51,7 @@ impl Engine {
             breaker: self.fleet.state(),
             breaker_open_until: self.fleet.open_until(),
             endpoints: self.fleet.status(self.latest),
+            retry_budget: self.retry_budget().left(),
             stale: self.stale,
             draining: self.draining,
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::policy::supply::EndpointParams;
+use crate::policy::supply::{EndpointParams, RetryParams};
 use crate::policy::units::{Invalid, checked};
 
 /// One endpoint of a group.
@@ -19,6 +19,8 @@ pub struct Member {
 pub struct Params {
     /// `[breaker]`.
     pub breaker: BreakerParams,
+    /// `[retry]`.
+    pub retry: RetryParams,
     /// The endpoints, in the order of the configuration; none stands for one with the default settings.
     pub members: Vec<Member>,
     /// What chance is drawn from.

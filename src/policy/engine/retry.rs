@@ -1,0 +1,107 @@
+//! Another try: the permit goes back, the ticket waits again, and the budget pays.
+//!
+//! A try that sleeps while it holds a permit is a metastable failure: the sleepers take the places of those who
+//! could be served, and the upstream's recovery finds everybody asleep. So the ticket returns to the head of its
+//! class, with its first deadline, and takes a permit again when its wait is over and an endpoint has room.
+//!
+//! ```text
+//! not before = now                   where another endpoint or key can take it
+//!            = now + Retry-After     else, as the upstream said
+//!            = now + jitter(backoff)
+//! ```
+
+use crate::policy::engine::{Effect, Engine, Kind};
+use crate::policy::supply::Choice;
+use crate::policy::supply::retry::{Budget, wait};
+use crate::policy::units::{MonoTime, Outcome, Ticket};
+use crate::policy::{admission::OnDrain, admission::Waiting};
+use std::time::Duration;
+
+/// Why a request is to be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryCause {
+    /// The upstream's answer.
+    Status,
+    /// No connection.
+    Connect,
+    /// A connection that broke before the head.
+    Reset,
+    /// No head in time.
+    Timeout,
+    /// The endpoint's own key was refused: only another one can help.
+    Key,
+}
+
+impl RetryCause {
+    /// The label's value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::Key => "key",
+        }
+    }
+}
+
+impl Engine {
+    /// The attempt of `ticket` failed, and it may be sent again as far as its sender is concerned.
+    pub(super) fn retry(
+        &mut self,
+        now: MonoTime,
+        ticket: Ticket,
+        outcome: Outcome,
+        cause: RetryCause,
+        retry_after: Option<Duration>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.attempt_ended(now, ticket, outcome, effects);
+        let Some(request) = self.again(now, ticket, cause, retry_after) else {
+            return effects.push(Effect::GivenUp(ticket));
+        };
+        if let Some(flight) = self.flights.remove(&ticket) {
+            self.fleet.release(now, flight.place, None);
+        }
+        self.permits.give_back();
+        self.queue.put_back(request);
+        effects.push(Effect::Requeued { ticket, cause });
+    }
+
+    /// The request as it waits for its next try; `None` if there is none.
+    fn again(
+        &mut self,
+        now: MonoTime,
+        ticket: Ticket,
+        cause: RetryCause,
+        retry_after: Option<Duration>,
+    ) -> Option<Waiting> {
+        let flight = self.flights.get(&ticket)?;
+        let rejects = self.draining && self.params.admission.on_drain == OnDrain::Reject;
+        if flight.kind != Kind::Queued || rejects {
+            return None;
+        }
+        let (failed, mut request) = (flight.place, flight.request);
+        let supply = &self.params.supply;
+        let pause = wait(&supply.retry, request.tries.into(), supply.seed, ticket, retry_after)?;
+        request.tries += 1;
+        request.avoid = Some(failed.endpoint);
+        let choice = self.fleet.choose(now, &self.want(now, &request));
+        request.not_before = match choice {
+            Choice::Go(place) if place != failed => now,
+            _ if cause == RetryCause::Key => return None,
+            _ => now + pause,
+        };
+        let in_vain = |hold| self.in_vain(now, hold, &request).is_some();
+        if request.not_before >= request.deadline || matches!(choice, Choice::Wait(hold) if in_vain(hold)) {
+            return None;
+        }
+        self.retry_budget.take(&supply.retry, cause == RetryCause::Timeout).then_some(request)
+    }
+
+    /// What is left of the budget for retries.
+    pub(super) fn retry_budget(&self) -> &Budget {
+        &self.retry_budget
+    }
+}
