@@ -22,7 +22,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use tidegate::config::Config;
-use tidegate::demo::{self, Faults, Law, Load, OverCapacity, Window};
+use tidegate::demo::{self, Errors, Faults, Law, Load, OverCapacity, Window};
 use tidegate::policy::engine::Effect;
 use tidegate::policy::predict::Reason;
 use tidegate::policy::supply::{BreakerState, Report};
@@ -72,7 +72,7 @@ impl Case {
         for (at, tokens) in &self.requests {
             writeln!(text, "{:.3},10,{tokens}", (at - first) as f64 / 1000.0).expect("a string grows");
         }
-        let window = |(from, to)| Window::new(ms(from), ms(to));
+        let fails = |(from, to)| Errors::all(500, Window::new(ms(from), ms(to)));
         let law = Law {
             capacity: 10_000,
             over_capacity: OverCapacity::QueueInside,
@@ -81,7 +81,7 @@ impl Case {
             per_token: ms(TOKEN),
             output_tokens: 1,
             jitter: 0.0,
-            faults: Faults { error_500: self.fails.map(window).into_iter().collect(), ..Faults::default() },
+            faults: Faults { errors: self.fails.map(fails).into_iter().collect(), ..Faults::default() },
         };
         let traffic = live::Traffic {
             client: "one".into(),

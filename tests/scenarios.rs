@@ -14,6 +14,8 @@
 mod format;
 #[path = "scenarios/judge.rs"]
 mod judge;
+#[path = "scenarios/laws.rs"]
+mod laws;
 #[path = "scenarios/live.rs"]
 mod live;
 #[path = "scenarios/measure.rs"]
@@ -25,9 +27,10 @@ use std::collections::BTreeSet;
 
 use format::Scenario;
 use live::{Plan, Run};
+use tidegate::demo::Slo;
 
-fn judge(about: &str, expect: &toml::Table, run: &Run) {
-    let measured = measure::measure(run);
+fn judge(about: &str, expect: &toml::Table, slo: &Slo, run: &Run) {
+    let measured = measure::measure(run, slo);
     let mut wrong = measure::laws(run, &measured);
     wrong.extend(judge::violations(expect, &measured));
     let report = judge::report(about, &wrong, &measured);
@@ -47,7 +50,7 @@ async fn play(text: &str) {
         drain_at: scenario.drain_at.map(|at| at.0),
     })
     .await;
-    judge(&scenario.about, &scenario.expect, &run);
+    judge(&scenario.about, &scenario.expect, &scenario.slo(), &run);
 }
 
 macro_rules! scenarios {

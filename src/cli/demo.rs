@@ -18,9 +18,12 @@ use crate::config::{self, Config, Flag, Sources};
 use crate::demo::live::Snapshot;
 use crate::demo::load::Progress;
 use crate::demo::workload::{Burst, Lengths};
-use crate::demo::{Law, Load, LoadReport, OverCapacity, SimulatedLlm, Stats, Workload};
+use crate::demo::{Hosted, Law, Load, LoadReport, OverCapacity, SimulatedLlm, Stats, Workload};
 use crate::policy::units::MonoTime;
 use crate::telemetry::init_logging;
+
+/// Tokens of each prompt of the burst.
+const PROMPT: u32 = 200;
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -36,6 +39,13 @@ pub(super) struct Options {
     /// What it does with one too many.
     #[arg(long, value_enum, default_value_t = Over::Refuse)]
     over_capacity: Over,
+    /// Requests per minute that it sells, as a hosted API does: beyond them it answers 429, and its headers say
+    /// how the budget stands. Then only that limits it, not --capacity.
+    #[arg(long, value_name = "RPM", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rpm: Option<u32>,
+    /// With --rpm: tokens per minute, prompts and answers together.
+    #[arg(long, value_name = "TPM", requires = "rpm", value_parser = clap::value_parser!(u32).range(1..))]
+    tpm: Option<u32>,
     /// Milliseconds to its first token.
     #[arg(long, default_value_t = 100.0, value_name = "MS", value_parser = millis)]
     first_token_ms: f64,
@@ -91,8 +101,9 @@ impl Options {
     fn law(&self) -> Result<Law, String> {
         let ms = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
         let law = Law {
-            capacity: self.capacity as usize,
+            capacity: if self.rpm.is_some() { usize::MAX } else { self.capacity as usize },
             over_capacity: match self.over_capacity {
+                _ if self.rpm.is_some() => OverCapacity::Hosted(self.hosted()),
                 Over::Refuse => OverCapacity::Refuse429 { retry_after: Duration::from_secs(1) },
                 Over::Queue => OverCapacity::QueueInside,
                 Over::Slow => OverCapacity::SlowDown,
@@ -107,10 +118,28 @@ impl Options {
         })
     }
 
+    fn hosted(&self) -> Hosted {
+        Hosted { tpm: self.tpm.map(f64::from), ..Hosted::new(self.rpm.unwrap_or(1).into()) }
+    }
+
     /// Requests that the server can take per second.
     fn pace(&self) -> f64 {
+        if let Some(rpm) = self.rpm {
+            let tokens = f64::from(PROMPT + self.tokens);
+            let by_tokens = self.tpm.map_or(f64::INFINITY, |tpm| f64::from(tpm) / tokens);
+            return f64::from(rpm).min(by_tokens) / 60.0;
+        }
         let seconds = (self.first_token_ms + f64::from(self.tokens) * self.token_ms) / 1000.0;
         f64::from(self.capacity) / seconds.max(0.001)
+    }
+
+    /// The server's limit in words.
+    fn limit(&self) -> String {
+        match (self.rpm, self.tpm) {
+            (None, _) => format!("{} requests at once", self.capacity),
+            (Some(rpm), None) => format!("{rpm} requests per minute"),
+            (Some(rpm), Some(tpm)) => format!("{rpm} requests and {tpm} tokens per minute"),
+        }
     }
 
     fn workload(&self) -> Result<Workload, String> {
@@ -134,7 +163,7 @@ impl Options {
                     from: Duration::from_secs(8),
                     length: Duration::from_secs(6),
                 };
-                let lengths = Lengths::fixed(200, self.tokens);
+                let lengths = Lengths::fixed(PROMPT, self.tokens);
                 Ok(Workload::burst(self.seed, burst, Duration::from_secs(40), lengths))
             }
         }
@@ -142,8 +171,10 @@ impl Options {
 
     fn config(&self, upstream: SocketAddr) -> Result<Config, String> {
         // a demo of a few seconds cannot wait for decisions every 30 s
-        let capacity = self.capacity.to_string();
-        let (min, initial) = ((self.capacity / 4).max(1).to_string(), (self.capacity / 2).max(1).to_string());
+        // what a hosted API takes at once is not known: its budget is what the proxy has to keep to
+        let capacity = if self.rpm.is_some() { 1000 } else { self.capacity };
+        let (min, initial) = ((capacity / 4).max(1).to_string(), (capacity / 2).max(1).to_string());
+        let capacity = capacity.to_string();
         let flags = [
             ("listen.address", "--listen", free_or(self.listen.as_deref(), "127.0.0.1:8080")),
             ("admin.address", "--admin", free_or(self.admin.as_deref(), "127.0.0.1:9900")),
@@ -211,7 +242,7 @@ fn try_demo(options: &Options) -> Result<ExitCode, String> {
 fn introduce(options: &Options, running: &Running, upstream: SocketAddr) {
     let (address, admin) = (running.address(), running.admin());
     println!("tidegate listens on http://{address}/v1 and queues for a simulated model server");
-    println!("({upstream}: {} requests at once, {:.1} per second).\n", options.capacity, options.pace());
+    println!("({upstream}: {}, {:.1} per second).\n", options.limit(), options.pace());
     println!("  curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \\");
     println!(
         "    -d '{{\"model\":\"tide-1\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}'\n"
@@ -331,8 +362,10 @@ impl Outcome {
         } else {
             println!("\n{report}");
             println!(
-                "upstream: at most {} at once (capacity {}), {} refused with 429",
-                upstream.peak_in_flight, options.capacity, upstream.refused_429
+                "upstream: at most {} at once ({}), {} refused with 429",
+                upstream.peak_in_flight,
+                options.limit(),
+                upstream.refused_429
             );
             println!(
                 "proxy: permits {low:.0} to {high:.0}, queue up to {:.0}, in flight at the end {:.0}",

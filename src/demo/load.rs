@@ -4,6 +4,7 @@
 //! client would have seen. Times count from the moment a request was due, and the driver's own lateness is
 //! reported. Called by `tidegate demo --load`, the scenarios and the trace replay.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Request, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
@@ -37,6 +38,10 @@ pub struct Load {
     pub api_key: Option<String>,
     /// The share of requests that ask for a stream, 0 to 1.
     pub streamed: f64,
+    /// Sent with each request.
+    pub headers: BTreeMap<String, String>,
+    /// How long a client waits for the first byte of the body, if not as long as for the last.
+    pub first_byte: Option<Duration>,
     /// How long a client waits for the last byte.
     pub timeout: Duration,
     /// Clients that leave before the end.
@@ -68,6 +73,9 @@ pub enum LoadError {
     /// The key cannot be a header.
     #[error("the API key has characters that no header can carry")]
     ApiKey,
+    /// A header cannot be sent.
+    #[error("header {0:?} has a name or a value that cannot be sent")]
+    Header(String),
 }
 
 /// How far a run has come. Clones watch the same run.
@@ -125,6 +133,8 @@ impl Default for Load {
             model: "tide-1".into(),
             api_key: None,
             streamed: 1.0,
+            headers: BTreeMap::new(),
+            first_byte: None,
             timeout: Duration::from_secs(120),
             leave: None,
             seed: 0,
@@ -212,7 +222,7 @@ impl Load {
 struct Template {
     load: Load,
     uri: Uri,
-    authorization: Option<hyper::header::HeaderValue>,
+    headers: HeaderMap,
 }
 
 impl Template {
@@ -223,11 +233,17 @@ impl Template {
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
             return Err(fault("must be like http://127.0.0.1:8080/v1".into()));
         }
-        let authorization = match &load.api_key {
-            None => None,
-            Some(key) => Some(format!("Bearer {key}").parse().map_err(|_| LoadError::ApiKey)?),
-        };
-        Ok(Self { load: load.clone(), uri, authorization })
+        let mut headers = HeaderMap::new();
+        for (name, value) in &load.headers {
+            let fault = || LoadError::Header(name.clone());
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| fault())?;
+            headers.insert(name, value.parse().map_err(|_| fault())?);
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(key) = &load.api_key {
+            headers.insert(AUTHORIZATION, format!("Bearer {key}").parse().map_err(|_| LoadError::ApiKey)?);
+        }
+        Ok(Self { load: load.clone(), uri, headers })
     }
 
     fn chosen(&self, share: f64, index: u64, what: u64) -> bool {
@@ -252,12 +268,8 @@ impl Template {
         let mut request = Request::new(Full::new(Bytes::from(body.to_string())));
         *request.method_mut() = hyper::Method::POST;
         *request.uri_mut() = self.uri.clone();
-        let headers = request.headers_mut();
-        headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-        headers.insert(OUTPUT_TOKENS, arrival.output_tokens.into());
-        if let Some(authorization) = &self.authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
-        }
+        request.headers_mut().clone_from(&self.headers);
+        request.headers_mut().insert(OUTPUT_TOKENS, arrival.output_tokens.into());
         request
     }
 }
@@ -285,10 +297,8 @@ impl<C: Connect + Clone + Send + Sync + 'static> Shot<C> {
             _ => (load.timeout, End::TimedOut),
         };
         let until = self.clock.instant(self.due + patience);
-        record.end = match tokio::time::timeout_at(until, self.exchange(&mut record)).await {
-            Ok(end) => end,
-            Err(_) => gone,
-        };
+        let exchange = self.exchange(&mut record);
+        record.end = tokio::time::timeout_at(until, exchange).await.unwrap_or(gone);
         record.total = self.clock.now().since(self.due);
         self.progress.count(&record);
         record
@@ -296,9 +306,12 @@ impl<C: Connect + Clone + Send + Sync + 'static> Shot<C> {
 
     async fn exchange(&self, record: &mut Record) -> End {
         let request = self.template.request(&self.arrival, record.streamed);
-        let response = match self.client.request(request).await {
-            Ok(response) => response,
-            Err(e) => {
+        let patience = self.template.load.first_byte.map(|p| self.clock.instant(self.due + p));
+        let head = in_time(patience, self.client.request(request)).await;
+        let response = match head {
+            None => return End::TimedOut,
+            Some(Ok(response)) => response,
+            Some(Err(e)) => {
                 let cause = e.source().map(|s| format!(": {s}")).unwrap_or_default();
                 return End::NoAnswer(format!("{e}{cause}"));
             }
@@ -308,18 +321,20 @@ impl<C: Connect + Clone + Send + Sync + 'static> Shot<C> {
         record.reason = text(&head.headers, "x-tidegate-reason");
         record.queue_ms = text(&head.headers, "x-tidegate-queue-ms").and_then(|t| t.parse().ok());
         let mut kept = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let data = match frame {
-                Ok(frame) => frame.into_data().unwrap_or_default(),
-                Err(e) => return End::Truncated(e.to_string()),
+        loop {
+            let data = match in_time(patience.filter(|_| record.ttft.is_none()), body.frame()).await {
+                None => return End::TimedOut,
+                Some(None) => break,
+                Some(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Some(Some(Err(e))) => return End::Truncated(e.to_string()),
             };
             if record.ttft.is_none() && !data.is_empty() {
                 record.ttft = Some(self.clock.now().since(self.due));
             }
             kept.extend_from_slice(&data);
-            if record.streamed && kept.len() > 4096 {
-                // Only the end of a stream says whether it is whole.
-                kept.drain(..kept.len() - 64);
+            if record.streamed && kept.len() > 8192 {
+                // Only the end of a stream says whether it is whole, and how long it was.
+                kept.drain(..kept.len() - TAIL);
             }
         }
         let whole = match (head.status.is_success(), record.streamed) {
@@ -327,8 +342,35 @@ impl<C: Connect + Clone + Send + Sync + 'static> Shot<C> {
             (true, true) => kept.ends_with(b"data: [DONE]\n\n"),
             (true, false) => serde_json::from_slice::<serde::de::IgnoredAny>(&kept).is_ok(),
         };
-        if whole { End::Complete } else { End::Truncated("the body ended before the answer did".into()) }
+        if !whole {
+            return End::Truncated("the body ended before the answer did".into());
+        }
+        if head.status.is_success() {
+            record.tokens = tokens(&kept).unwrap_or_default();
+        }
+        End::Complete
     }
+}
+
+/// The end of a stream that is kept: its usage and its last event.
+const TAIL: usize = 1024;
+
+/// `None`: it was not there in time.
+async fn in_time<F: Future>(until: Option<tokio::time::Instant>, what: F) -> Option<F::Output> {
+    match until {
+        None => Some(what.await),
+        Some(until) => tokio::time::timeout_at(until, what).await.ok(),
+    }
+}
+
+/// What the usage at the end of an answer says of its length.
+fn tokens(body: &[u8]) -> Option<u32> {
+    const KEY: &[u8] = b"\"completion_tokens\":";
+    let tail = &body[body.len().saturating_sub(TAIL)..];
+    let at = tail.windows(KEY.len()).rposition(|w| w == KEY)? + KEY.len();
+    let number = tail[at..].trim_ascii_start();
+    let digits = number.iter().take_while(|b| b.is_ascii_digit()).count();
+    std::str::from_utf8(&number[..digits]).ok()?.parse().ok()
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
@@ -338,7 +380,8 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::model::{Faults, Law, OverCapacity, Window};
+    use crate::demo::faults::{Errors, Faults, Window};
+    use crate::demo::model::{Law, OverCapacity};
     use crate::demo::server::SimulatedLlm;
     use crate::demo::wire::InMemory;
     use crate::demo::workload::Lengths;
@@ -405,7 +448,7 @@ mod tests {
         let second = |n| n * SECOND;
         let faults = Faults {
             down: vec![Window::new(second(5), second(6))],
-            error_500: vec![Window::new(second(8), second(9))],
+            errors: vec![Errors::all(500, Window::new(second(8), second(9)))],
             cut_every: 17,
             reset_every: 19,
             ..Faults::default()
@@ -454,5 +497,28 @@ mod tests {
             let run = load.run(&Workload::default(), Clock::start(), &Progress::default()).await;
             assert!(matches!(run, Err(LoadError::BaseUrl { .. })), "{base_url}");
         }
+    }
+    #[tokio::test(start_paused = true)]
+    async fn what_was_told_is_known_and_who_waits_in_vain_for_the_first_byte_leaves() {
+        let workload = Workload::steady(5, 5.0, 20 * SECOND, Lengths::lognormal((400.0, 1.0), (40.0, 0.9)));
+        let headers = BTreeMap::from([("x-tidegate-priority".to_owned(), "low".to_owned())]);
+        let load =
+            Load { streamed: 0.5, headers, first_byte: Some(Duration::from_millis(500)), ..Load::default() };
+        let one = Law { capacity: 2, over_capacity: OverCapacity::QueueInside, ..law() };
+        let (report, llm, _) = drive(&load, one, &workload).await;
+        assert!(report.ok > 20 && report.lost_total() > 10, "{report}");
+        assert_eq!(report.lost.keys().collect::<Vec<_>>(), ["timed out"]);
+        assert_eq!(report.ok as u64, llm.stats().served);
+        for record in report.records.iter().filter(|r| r.is_ok()) {
+            assert_eq!(record.tokens, record.arrival.output_tokens);
+            assert!(record.ttft.unwrap() <= Duration::from_millis(500));
+            if record.streamed {
+                let itl = record.itl().unwrap().as_secs_f64();
+                assert!((0.009..0.012).contains(&itl), "{record:?}");
+            }
+        }
+        let bad = Load { headers: BTreeMap::from([("a b".to_owned(), String::new())]), ..Load::default() };
+        let run = bad.run(&Workload::default(), Clock::start(), &Progress::default()).await;
+        assert!(matches!(run, Err(LoadError::Header(name)) if name == "a b"));
     }
 }

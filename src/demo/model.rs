@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::faults::Faults;
+use super::hosted::Hosted;
 use crate::chance::{hash, unit};
 use crate::policy::units::{Invalid, checked};
 
@@ -21,7 +23,18 @@ pub enum OverCapacity {
     QueueInside,
     /// Takes it, and everyone's next token takes `running / capacity` times as long, as a batch server does.
     SlowDown,
+    /// As `SlowDown`, prefills too, to twice the capacity. Beyond that the whole server's throughput falls, to
+    /// 40 % at four times the capacity; at most eight times the capacity run, the rest wait inside.
+    Knee,
+    /// Answers 429 as the budgets of a hosted API say. `capacity` is a limit of its own beside them, which no
+    /// header names: beyond it the 429 is bare.
+    Hosted(Hosted),
 }
+
+/// A knee's numbers, in capacities: where throughput begins to fall, where it has fallen, how many run at most.
+const KNEE: (f64, f64, usize) = (2.0, 4.0, 8);
+/// What is left of the throughput then.
+const WORST: f64 = 0.4;
 
 /// The law of a simulated upstream.
 ///
@@ -45,94 +58,6 @@ pub struct Law {
     pub jitter: f64,
     /// What goes wrong.
     pub faults: Faults,
-}
-
-/// A span of time since the simulated upstream's start: `from` is in it, `to` is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// First moment.
-    pub from: Duration,
-    /// First moment after it.
-    pub to: Duration,
-}
-
-/// A span in which everything takes longer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Slow {
-    /// When.
-    pub window: Window,
-    /// How many times as long each token and prefill takes.
-    pub factor: f64,
-}
-
-/// What goes wrong, and when. The default is nothing.
-///
-/// `…_every` counts the requests that got a slot, from 1; 0 means never.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Faults {
-    /// Dead: open connections break, new ones are closed without a byte.
-    pub down: Vec<Window>,
-    /// Every call that would take a slot is answered 500 at once.
-    pub error_500: Vec<Window>,
-    /// Slower than its law.
-    pub slow: Vec<Slow>,
-    /// The connection closes after the prefill, before the head.
-    pub reset_every: u64,
-    /// The connection breaks halfway through the body.
-    pub cut_every: u64,
-    /// Halfway through the body nothing more comes; the slot stays taken until the client leaves.
-    pub stall_every: u64,
-}
-
-/// What one request has been chosen for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    Whole,
-    Reset,
-    Cut,
-    Stall,
-}
-
-impl Window {
-    /// From one moment to another.
-    #[must_use]
-    pub const fn new(from: Duration, to: Duration) -> Self {
-        Self { from, to }
-    }
-
-    /// Whether the moment is in it.
-    #[must_use]
-    pub fn contains(&self, at: Duration) -> bool {
-        self.from <= at && at < self.to
-    }
-}
-
-impl Faults {
-    pub(crate) fn is_down(&self, at: Duration) -> bool {
-        self.down.iter().any(|w| w.contains(at))
-    }
-
-    pub(crate) fn fails(&self, at: Duration) -> bool {
-        self.error_500.iter().any(|w| w.contains(at))
-    }
-
-    /// When the next death begins.
-    pub(crate) fn next_down(&self, after: Duration) -> Option<Duration> {
-        self.down.iter().map(|w| w.from).filter(|from| *from > after).min()
-    }
-
-    pub(crate) fn fate(&self, request: u64) -> Fate {
-        let due = |every: u64| every > 0 && request.is_multiple_of(every);
-        if due(self.reset_every) {
-            Fate::Reset
-        } else if due(self.cut_every) {
-            Fate::Cut
-        } else if due(self.stall_every) {
-            Fate::Stall
-        } else {
-            Fate::Whole
-        }
-    }
 }
 
 impl Default for Law {
@@ -164,37 +89,65 @@ impl Law {
         if !(0.0..1.0).contains(&self.jitter) {
             bad.push(Invalid::new("jitter", "must be at least 0 and less than 1"));
         }
-        if self.faults.slow.iter().any(|s| !(s.factor.is_finite() && s.factor > 0.0)) {
-            bad.push(Invalid::new("faults.slow", "the factor must be a number above 0"));
+        if let OverCapacity::Hosted(hosted) = &self.over_capacity {
+            hosted.check(&mut bad);
         }
-        let slow = self.faults.slow.iter().map(|s| ("faults.slow", s.window));
-        let down = self.faults.down.iter().map(|w| ("faults.down", *w));
-        let errors = self.faults.error_500.iter().map(|w| ("faults.error_500", *w));
-        for (key, _) in slow.chain(down).chain(errors).filter(|(_, w)| w.from >= w.to) {
-            bad.push(Invalid::new(key, "a window must end after it begins"));
-        }
+        self.faults.check(&mut bad);
         checked(self, bad)
     }
 
-    /// How long the model reads the prompt before its first token.
+    /// Requests that hold a slot at most, where the rest wait inside.
+    pub(crate) fn run_at_most(&self) -> Option<usize> {
+        match self.over_capacity {
+            OverCapacity::QueueInside => Some(self.capacity),
+            OverCapacity::Knee => Some(self.capacity.saturating_mul(KNEE.2)),
+            OverCapacity::Refuse429 { .. } | OverCapacity::SlowDown | OverCapacity::Hosted(_) => None,
+        }
+    }
+
+    /// Requests that hold a slot at most, where the rest are refused.
+    pub(crate) const fn refuse_beyond(&self) -> Option<usize> {
+        match self.over_capacity {
+            OverCapacity::Refuse429 { .. } | OverCapacity::Hosted(_) => Some(self.capacity),
+            OverCapacity::QueueInside | OverCapacity::SlowDown | OverCapacity::Knee => None,
+        }
+    }
+
+    /// How long the model reads the prompt before its first token, for itself.
     pub(crate) fn prefill_time(&self, prompt_tokens: u64, at: Duration, draw: Draw) -> Duration {
         let per_prompt = self.prefill_per_1k_tokens.mul_f64(prompt_tokens as f64 / 1000.0);
         self.stretch(self.prefill + per_prompt, at, draw, 1.0)
     }
 
+    /// The longest part of a prefill that begins and ends at one speed: prefills share only a server with a knee.
+    ///
+    /// The speed of each part is that of its begin. What comes or goes meanwhile is felt by the next part, at
+    /// most one token's time later; tokens are parts themselves.
+    pub(crate) fn slice(&self) -> Option<Duration> {
+        (self.over_capacity == OverCapacity::Knee).then(|| self.per_token.max(Duration::from_millis(1)))
+    }
+
     /// How long the next token takes with `running` requests in the batch.
     pub(crate) fn token_time(&self, running: usize, at: Duration, draw: Draw) -> Duration {
-        let crowd = match self.over_capacity {
-            OverCapacity::SlowDown => (running as f64 / self.capacity as f64).max(1.0),
-            OverCapacity::Refuse429 { .. } | OverCapacity::QueueInside => 1.0,
-        };
-        self.stretch(self.per_token, at, draw, crowd)
+        self.stretch(self.per_token, at, draw, self.crowd(running))
+    }
+
+    /// How many times as long everything takes with `running` requests in the batch.
+    pub(crate) fn crowd(&self, running: usize) -> f64 {
+        let load = running as f64 / self.capacity as f64;
+        match self.over_capacity {
+            OverCapacity::SlowDown => load.max(1.0),
+            OverCapacity::Knee => {
+                let beyond = ((load - KNEE.0) / (KNEE.1 - KNEE.0)).clamp(0.0, 1.0);
+                load.max(1.0) / (1.0 - (1.0 - WORST) * beyond)
+            }
+            OverCapacity::Refuse429 { .. } | OverCapacity::QueueInside | OverCapacity::Hosted(_) => 1.0,
+        }
     }
 
     fn stretch(&self, plain: Duration, at: Duration, draw: Draw, crowd: f64) -> Duration {
-        let slow: f64 = self.faults.slow.iter().filter(|s| s.window.contains(at)).map(|s| s.factor).product();
         let luck = self.jitter.mul_add(2.0_f64.mul_add(draw.unit(), -1.0), 1.0);
-        let factor = slow * luck * crowd;
+        let factor = self.faults.slowness(at) * luck * crowd;
         // Floating point must not cost a nanosecond where nothing stretches: sums are compared exactly.
         if (factor - 1.0).abs() < f64::EPSILON { plain } else { plain.mul_f64(factor) }
     }
@@ -217,6 +170,7 @@ impl Draw {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::faults::{Errors, Slow, Window};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -229,12 +183,26 @@ mod tests {
             faults: Faults {
                 down: vec![backwards],
                 slow: vec![Slow { window: Window::new(SECOND, 2 * SECOND), factor: f64::NAN }],
+                errors: vec![Errors { every: 0, ..Errors::all(500, Window::new(SECOND, 2 * SECOND)) }],
                 ..Faults::default()
             },
+            over_capacity: OverCapacity::Hosted(Hosted { burst: 0.0, other: 1.0, ..Hosted::new(f64::NAN) }),
             ..Law::default()
         };
         let keys: Vec<_> = law.try_new().unwrap_err().into_iter().map(|f| f.key).collect();
-        assert_eq!(keys, ["capacity", "jitter", "faults.slow", "faults.down"]);
+        assert_eq!(
+            keys,
+            [
+                "capacity",
+                "jitter",
+                "hosted",
+                "hosted.burst",
+                "hosted.other",
+                "faults.slow",
+                "faults.errors",
+                "faults.down",
+            ]
+        );
         assert!(Law::default().try_new().is_ok());
     }
 
@@ -263,5 +231,16 @@ mod tests {
         assert_eq!(batch.token_time(8, Duration::ZERO, draw), 2 * SECOND);
         let slots = Law { over_capacity: OverCapacity::QueueInside, ..batch };
         assert_eq!(slots.token_time(8, Duration::ZERO, draw), SECOND);
+    }
+    #[test]
+    fn beyond_its_knee_a_server_loses_throughput() {
+        let law = Law { capacity: 32, over_capacity: OverCapacity::Knee, ..Law::default() };
+        // 20 ms a token, times max(1, n / 32), to 64; at 128 the total is 40 %, and stays there
+        for (n, total) in [(1, 1.0), (32, 32.0), (48, 32.0), (64, 32.0), (96, 22.4), (128, 12.8), (256, 12.8)]
+        {
+            let got = n as f64 / law.crowd(n);
+            assert!((got - total).abs() < 1e-9, "{n}: {got}");
+        }
+        assert_eq!((law.run_at_most(), law.refuse_beyond()), (Some(256), None));
     }
 }

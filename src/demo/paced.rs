@@ -14,7 +14,8 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::dialect::Answer;
-use super::model::{Draw, Fate, Law};
+use super::faults::Fate;
+use super::model::{Draw, Law};
 use super::slots::{Slots, Visit};
 
 /// The simulated upstream breaks the connection here, as its faults say.
@@ -113,7 +114,21 @@ impl Pace {
     /// Waits until the prompt has been read.
     pub(crate) async fn prefill(&mut self, prompt_tokens: u64) {
         let draw = self.draw();
-        self.due += self.law.prefill_time(prompt_tokens, self.due, draw);
+        let mut left = self.law.prefill_time(prompt_tokens, self.due, draw);
+        if let Some(slice) = self.law.slice() {
+            while left > slice {
+                left -= slice;
+                self.work(slice).await;
+            }
+            return self.work(left).await;
+        }
+        self.due += left;
+        self.sleep().await;
+    }
+
+    /// Waits until this much has been done, at the speed of now.
+    async fn work(&mut self, alone: Duration) {
+        self.due += alone.mul_f64(self.law.crowd(self.slots.running()));
         self.sleep().await;
     }
 

@@ -45,6 +45,8 @@ pub struct Record {
     pub ttft: Option<Duration>,
     /// Until the end, however it ended.
     pub total: Duration,
+    /// Output tokens of a whole answer, as its usage says; 0 if it does not.
+    pub tokens: u32,
     /// How it ended.
     pub end: End,
 }
@@ -60,6 +62,7 @@ impl Record {
             queue_ms: None,
             ttft: None,
             total: Duration::ZERO,
+            tokens: 0,
             end: End::TimedOut,
         }
     }
@@ -68,6 +71,36 @@ impl Record {
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.end == End::Complete && self.status.is_some_and(|s| (200..300).contains(&s))
+    }
+
+    /// Mean time between two tokens of a whole stream.
+    #[must_use]
+    pub fn itl(&self) -> Option<Duration> {
+        let first = self.ttft.filter(|_| self.streamed && self.tokens > 0 && self.is_ok())?;
+        Some(self.total.saturating_sub(first) / self.tokens)
+    }
+
+    /// Answered whole, and fast enough. An answer in one piece has the time that a stream in time would take.
+    #[must_use]
+    pub fn is_within(&self, slo: &Slo) -> bool {
+        let stream = || self.ttft.is_some_and(|t| t <= slo.ttft) && self.itl().is_none_or(|i| i <= slo.itl);
+        self.is_ok() && if self.streamed { stream() } else { self.total <= slo.ttft + slo.itl * self.tokens }
+    }
+}
+
+/// How fast is fast enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slo {
+    /// To the first byte of the body.
+    pub ttft: Duration,
+    /// Between two tokens, on the mean of an answer.
+    pub itl: Duration,
+}
+
+impl Default for Slo {
+    /// 2 s and 60 ms: a person reads along.
+    fn default() -> Self {
+        Self { ttft: Duration::from_secs(2), itl: Duration::from_millis(60) }
     }
 }
 
@@ -126,6 +159,8 @@ pub struct LoadReport {
     pub ttft: Option<Quantiles>,
     /// Time to the last byte of the answers that are ok.
     pub total: Option<Quantiles>,
+    /// Mean time between two tokens of the streamed answers that are ok.
+    pub itl: Option<Quantiles>,
     /// Time in tidegate's queue, of the answers that say so.
     pub queue: Option<Quantiles>,
     /// The driver's own largest delay: above a few milliseconds, it measured itself.
@@ -156,6 +191,7 @@ impl LoadReport {
             left,
             ttft: Quantiles::of(answered().filter(|r| r.streamed).filter_map(|r| r.ttft)),
             total: Quantiles::of(answered().map(|r| r.total)),
+            itl: Quantiles::of(records.iter().filter_map(Record::itl)),
             queue: Quantiles::of(records.iter().filter_map(queue_time)),
             max_late: records.iter().map(|r| r.late).max().unwrap_or_default(),
             records,
@@ -186,6 +222,22 @@ impl LoadReport {
         self.failed.iter().filter(|(f, _)| f.status == status).map(|(_, n)| n).sum()
     }
 
+    /// The share of requests that were answered fast enough. Lost and refused ones were not; those whose client
+    /// left on purpose do not count. 1 where nobody asked.
+    #[must_use]
+    pub fn within(&self, slo: &Slo) -> f64 {
+        let stayed = self.sent() - self.left;
+        let good = self.records.iter().filter(|r| r.is_within(slo)).count();
+        if stayed == 0 { 1.0 } else { good as f64 / stayed as f64 }
+    }
+
+    /// Output tokens of the answers that are ok, per second of the run.
+    #[must_use]
+    pub fn tokens_per_second(&self) -> f64 {
+        let tokens: u64 = self.records.iter().map(|r| u64::from(r.tokens)).sum();
+        tokens as f64 / self.took.as_secs_f64().max(1e-9)
+    }
+
     /// The summary as JSON, durations in seconds.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -203,7 +255,8 @@ impl LoadReport {
             "sent": self.sent(), "ok": self.ok, "failed": failed, "lost": self.lost, "left": self.left,
             "seconds": self.took.as_secs_f64(), "max_late_seconds": self.max_late.as_secs_f64(),
             "ttft_seconds": seconds(self.ttft), "total_seconds": seconds(self.total),
-            "queue_seconds": seconds(self.queue),
+            "itl_seconds": seconds(self.itl), "queue_seconds": seconds(self.queue),
+            "tokens_per_second": self.tokens_per_second(), "within_slo": self.within(&Slo::default()),
         })
     }
 }
@@ -230,7 +283,8 @@ impl fmt::Display for LoadReport {
             self.took.as_secs_f64()
         )?;
         writeln!(f, "{:<12}{:>10}{:>10}{:>10}", "", "p50", "p95", "p99")?;
-        for (name, row) in [("ttft", self.ttft), ("total", self.total), ("queue", self.queue)] {
+        let rows = [("ttft", self.ttft), ("itl", self.itl), ("total", self.total), ("queue", self.queue)];
+        for (name, row) in rows {
             let cell = |of: fn(Quantiles) -> Duration| {
                 row.map_or_else(|| "-".into(), |q| format!("{:.3} s", of(q).as_secs_f64()))
             };
@@ -242,6 +296,16 @@ impl fmt::Display for LoadReport {
         for (how, count) in &self.lost {
             writeln!(f, "{:<12}{how}: {count}", "lost")?;
         }
+        let Slo { ttft, itl } = Slo::default();
+        writeln!(
+            f,
+            "{:<12}{:.2} % within {} s to the first byte and {} ms a token; {:.0} tokens per second",
+            "in time",
+            100.0 * self.within(&Slo::default()),
+            ttft.as_secs(),
+            itl.as_millis(),
+            self.tokens_per_second()
+        )?;
         write!(f, "{:<12}at most {} ms late", "driver", self.max_late.as_millis())
     }
 }
@@ -276,5 +340,36 @@ mod tests {
         assert_eq!(lines, ["429 upstream: 1", "429 queue_full: 2"]);
         assert_eq!(report.queue.unwrap().p50, Duration::from_millis(1500));
         assert_eq!((report.ttft, report.total), (None, None), "a refusal is not an answer's latency");
+    }
+    #[test]
+    fn in_time_is_what_came_whole_and_fast_and_nothing_else() {
+        let ms = Duration::from_millis;
+        let arrival = Arrival { at: Duration::ZERO, prompt_tokens: 1, output_tokens: 10 };
+        let ok = |ttft, total, streamed| Record {
+            status: Some(200),
+            ttft: Some(ms(ttft)),
+            total: ms(total),
+            tokens: 10,
+            end: End::Complete,
+            ..Record::new(arrival, streamed)
+        };
+        let records = vec![
+            ok(2000, 2600, true),
+            ok(2001, 2100, true),
+            ok(100, 800, true),
+            ok(2600, 2600, false),
+            ok(2601, 2601, false),
+            Record::new(arrival, true),
+            Record { status: Some(429), end: End::Complete, ..Record::new(arrival, true) },
+            Record { end: End::Left, ..Record::new(arrival, true) },
+        ];
+        let report = LoadReport::new(records, Duration::from_secs(2));
+        let slo = Slo::default();
+        let good: Vec<bool> = report.records.iter().map(|r| r.is_within(&slo)).collect();
+        assert_eq!(good, [true, false, false, true, false, false, false, false]);
+        assert!((report.within(&slo) - 2.0 / 7.0).abs() < 1e-12);
+        assert_eq!(report.records[0].itl(), Some(ms(60)));
+        assert!((report.tokens_per_second() - 25.0).abs() < 1e-9);
+        assert_eq!(LoadReport::new(Vec::new(), Duration::ZERO).within(&slo), 1.0);
     }
 }

@@ -2,49 +2,48 @@
 //!
 //! It is what `tidegate demo` proxies to and what the scenario tests measure against. It takes time from
 //! tokio's timers only, so a paused runtime runs an hour of it in a second, the same way each time.
+//! Its connections, and what goes wrong with them, are in `connections.rs`.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 
 use super::ask::{self, Ask, Unreadable};
 use super::dialect::{Answer, Dialect};
-use super::model::{Fate, Law, OverCapacity};
+use super::embed;
+use super::faults::Fate;
+use super::hosted::Demand;
+use super::model::Law;
 use super::paced::{Hangup, Pace, SimulatedBody};
+use super::respond::{Trouble, bytes, json, respond};
 use super::slots::{Slots, Stats, Visit};
-use super::tasks::Tasks;
-use crate::chance::{hash, unit};
+use crate::chance::hash;
 use crate::clock::Clock;
 
 /// The simulated calendar begins here, so that two runs give the same bytes.
 const EPOCH: u64 = 1_767_225_600;
 /// The model it lists.
 const MODEL: &str = "tide-1";
-/// The longest embedding it gives.
-const MAX_DIMENSIONS: usize = 4096;
 
 /// A simulated LLM upstream. Clones are the same upstream.
 #[derive(Clone, Debug)]
 pub struct SimulatedLlm {
-    law: Arc<Law>,
+    pub(crate) law: Arc<Law>,
     seed: u64,
-    slots: Slots,
+    pub(crate) slots: Slots,
+    /// It lists these models, and knows no others. Empty: it lists one, and answers for any.
+    models: Arc<[String]>,
+    requests: Arc<AtomicU64>,
     calls: Arc<AtomicU64>,
     served: Arc<AtomicU64>,
 }
 
 /// What a call wants, besides a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Call {
+pub(crate) enum Call {
     Tell(Dialect),
     Embed,
 }
@@ -55,13 +54,30 @@ impl SimulatedLlm {
     pub fn new(law: Law, seed: u64, clock: Clock) -> Self {
         let law = Arc::new(law);
         let slots = Slots::new(Arc::clone(&law), clock);
-        Self { law, seed, slots, calls: Arc::default(), served: Arc::default() }
+        let (requests, calls, served) = <(Arc<_>, Arc<_>, Arc<_>)>::default();
+        Self { law, seed, slots, models: Arc::default(), requests, calls, served }
+    }
+
+    /// The same, with these models and no others.
+    #[must_use]
+    pub fn with_models(self, models: &[&str]) -> Self {
+        Self { models: models.iter().map(|m| (*m).to_owned()).collect(), ..self }
     }
 
     /// What it has seen so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.slots.stats()
+    }
+
+    /// Dies: open connections break, new ones are refused (in memory: closed without a byte).
+    pub fn kill(&self) {
+        self.slots.kill(true);
+    }
+
+    /// Lives again, on the port it had.
+    pub fn restart(&self) {
+        self.slots.kill(false);
     }
 
     /// Answers one request; the future ends when the head may leave.
@@ -73,7 +89,7 @@ impl SimulatedLlm {
         B: hyper::body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let id = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let (head, body) = request.into_parts();
         let call = match (&head.method, head.uri.path()) {
             (&Method::POST, "/v1/chat/completions") => Ok(Call::Tell(Dialect::Chat)),
@@ -88,12 +104,17 @@ impl SimulatedLlm {
             Ok(call) => {
                 let bytes = ask::read(body).await;
                 let ask = bytes.and_then(|bytes| Ask::parse(&head.headers, &bytes, &self.law));
-                self.serve_call(call, ask).await
+                self.serve_call(call, &head.headers, ask).await.map(|mut answer| {
+                    for (name, value) in self.law.faults.lie.iter().flat_map(|lie| lie.headers()) {
+                        answer.headers_mut().insert(*name, HeaderValue::from_static(value));
+                    }
+                    answer
+                })
             }
-            Err(Some(ref found)) => Ok(self.json(StatusCode::OK, found)),
+            Err(Some(ref found)) => Ok(json(&self.slots, StatusCode::OK, found)),
             Err(None) => {
-                let text = format!("Unknown request URL: {} {}.", head.method, head.uri.path());
-                Ok(self.error(None, StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", &text))
+                let message = format!("Unknown request URL: {} {}.", head.method, head.uri.path());
+                Ok(self.trouble(None, Trouble::invalid(StatusCode::NOT_FOUND, "unknown_url", &message)))
             }
         };
         answer.map(|mut answer| {
@@ -108,86 +129,40 @@ impl SimulatedLlm {
         })
     }
 
-    /// Serves one connection, HTTP/1.1 or HTTP/2, until it ends or a fault ends it.
-    pub async fn serve<IO>(&self, io: IO)
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let now = self.slots.elapsed();
-        if self.law.faults.is_down(now) {
-            return;
-        }
-        let death = self.law.faults.next_down(now);
-        // Ends h2's streams with the connection.
-        let tasks = Tasks::new();
-        let builder = hyper_util::server::conn::auto::Builder::new(tasks.spawner());
-        let service = hyper::service::service_fn(|request| {
-            let upstream = self.clone();
-            async move { upstream.handle(request).await }
-        });
-        let connection = builder.serve_connection(TokioIo::new(io), service);
-        tokio::select! {
-            // It ends in an error when the client vanishes or a fault hangs up: `stats` tells which.
-            _ = connection => {}
-            () = async {
-                match death {
-                    Some(at) => tokio::time::sleep_until(self.slots.instant(at)).await,
-                    None => std::future::pending().await,
-                }
-            } => {}
-        }
-    }
-
-    /// Serves every connection of `listener` until `shutdown`, then drops those still open.
-    ///
-    /// # Errors
-    /// What `accept` failed with, if it cannot go on.
-    pub async fn listen(
-        self,
-        listener: TcpListener,
-        shutdown: impl Future<Output = ()>,
-    ) -> std::io::Result<()> {
-        let tasks = Tasks::new();
-        let spawner = tasks.spawner();
-        tokio::pin!(shutdown);
-        let end = loop {
-            tokio::select! {
-                () = &mut shutdown => break Ok(()),
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        // Without it each event waits for the acknowledgement of the one before.
-                        if stream.set_nodelay(true).is_ok() {
-                            let upstream = self.clone();
-                            spawner.spawn(async move { upstream.serve(stream).await });
-                        }
-                    }
-                    Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
-                    Err(e) => break Err(e),
-                },
-            }
-        };
-        tasks.end().await;
-        end
-    }
-
     /// What GET finds.
     fn look_up(&self, path: &str) -> Option<Value> {
-        let model = json!({ "id": MODEL, "object": "model", "created": EPOCH, "owned_by": "tidegate-demo" });
+        let model =
+            |id: &str| json!({ "id": id, "object": "model", "created": EPOCH, "owned_by": "tidegate-demo" });
+        let all = || match &*self.models {
+            [] => vec![MODEL],
+            some => some.iter().map(String::as_str).collect(),
+        };
         match path.strip_prefix("/v1/models") {
-            Some("") => Some(json!({ "object": "list", "data": [model] })),
-            Some(one) if one.strip_prefix('/') == Some(MODEL) => Some(model),
-            _ if path == "/sim/stats" => serde_json::to_value(self.stats()).ok(),
-            _ => None,
+            Some("") => {
+                let data: Vec<Value> = all().into_iter().map(model).collect();
+                Some(json!({ "object": "list", "data": data }))
+            }
+            Some(one) => {
+                let name = one.strip_prefix('/')?;
+                all().contains(&name).then(|| model(name))
+            }
+            None if path == "/sim/stats" => serde_json::to_value(self.stats()).ok(),
+            None => None,
         }
+    }
+
+    /// An error in the shape of the API that was called.
+    fn trouble(&self, call: Option<Call>, trouble: Trouble<'_>) -> Response<SimulatedBody> {
+        trouble.response(&self.slots, call)
     }
 
     async fn serve_call(
         &self,
         call: Call,
+        headers: &HeaderMap,
         ask: Result<Ask, Unreadable>,
     ) -> Result<Response<SimulatedBody>, Hangup> {
-        let now = self.slots.elapsed();
-        if self.law.faults.is_down(now) {
+        if self.slots.is_down() {
             self.slots.faulted();
             return Err(Hangup);
         }
@@ -195,19 +170,43 @@ impl SimulatedLlm {
             Ok(ask) => ask,
             Err(e) => {
                 let text = e.to_string();
-                let status = StatusCode::BAD_REQUEST;
-                return Ok(self.error(Some(call), status, "invalid_request_error", "invalid_body", &text));
+                let trouble = Trouble::invalid(StatusCode::BAD_REQUEST, "invalid_body", &text);
+                return Ok(self.trouble(Some(call), trouble));
             }
         };
-        if self.law.faults.fails(now) {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(error) = self.law.faults.error(self.slots.elapsed(), number) {
             self.slots.faulted();
-            let text = "The server had an error while processing your request.";
-            let status = StatusCode::INTERNAL_SERVER_ERROR;
-            return Ok(self.error(Some(call), status, "server_error", "internal_error", text));
+            return Ok(self.trouble(Some(call), Trouble::fault(error.status, error.retry_after)));
         }
-        match self.slots.take().await {
-            Some(visit) => self.serve_visit(call, ask, visit).await,
-            None => Ok(self.refuse(call)),
+        let key = api_key(headers);
+        if self.law.faults.dead_keys.contains(&key) {
+            return Ok(self.trouble(Some(call), Trouble::fault(401, None)));
+        }
+        if !self.models.is_empty() && !self.models.contains(&ask.model) {
+            let message = format!("The model {:?} does not exist.", ask.model);
+            let trouble = Trouble::invalid(StatusCode::NOT_FOUND, "model_not_found", &message);
+            return Ok(self.trouble(Some(call), trouble));
+        }
+        // Its length is known before it is told: what a real server settles afterwards is charged here at once.
+        let tokens = match call {
+            Call::Embed => ask.prompt_tokens,
+            Call::Tell(_) => ask.prompt_tokens + u64::from(ask.output_tokens),
+        };
+        let demand = Demand { key, model: ask.model.clone(), tokens };
+        match self.slots.take(&demand).await {
+            Ok(visit) => {
+                let standing = visit.standing.clone();
+                let mut answer = self.serve_visit(call, ask, visit).await?;
+                standing.write(answer.headers_mut());
+                Ok(answer)
+            }
+            Err(refused) => {
+                tokio::time::sleep(refused.takes).await;
+                let mut answer = self.trouble(Some(call), Trouble::refusal(&self.law.over_capacity));
+                refused.standing.write(answer.headers_mut());
+                Ok(answer)
+            }
         }
     }
 
@@ -231,12 +230,16 @@ impl SimulatedLlm {
             step: 0,
         };
         pace.prefill(ask.prompt_tokens).await;
-        if fate == Fate::Reset {
-            return Err(Hangup);
+        match fate {
+            Fate::Reset => return Err(Hangup),
+            // Until the client leaves: that drops this future.
+            Fate::Mute => std::future::pending().await,
+            Fate::ErrorBody => return Ok(Trouble::in_a_body().success(&self.slots, call, ask.stream)),
+            Fate::Whole | Fate::Cut | Fate::Stall => {}
         }
         let (stream, tokens) = (ask.stream, ask.output_tokens);
         let whole = match call {
-            Call::Embed => self.embeddings(&ask, request),
+            Call::Embed => embed::embeddings(&ask, self.seed, request),
             Call::Tell(dialect) => {
                 let created = EPOCH + self.slots.elapsed().as_secs();
                 let answer = Answer::new(dialect, ask, self.seed, request, created);
@@ -252,7 +255,7 @@ impl SimulatedLlm {
         };
         if fate == Fate::Whole {
             visit.finish();
-            return Ok(self.bytes(StatusCode::OK, whole));
+            return Ok(bytes(&self.slots, StatusCode::OK, whole));
         }
         let length = whole.len();
         let body = SimulatedBody::half(&whole, pace, fate, visit);
@@ -261,106 +264,28 @@ impl SimulatedLlm {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
         Ok(response)
     }
-
-    fn refuse(&self, call: Call) -> Response<SimulatedBody> {
-        let text = "Rate limit reached for requests.";
-        let status = StatusCode::TOO_MANY_REQUESTS;
-        let mut response = self.error(Some(call), status, "requests", "rate_limit_exceeded", text);
-        if let OverCapacity::Refuse429 { retry_after } = self.law.over_capacity {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
-        }
-        response
-    }
-
-    /// The error shape of the API that was called.
-    fn error(
-        &self,
-        call: Option<Call>,
-        status: StatusCode,
-        kind: &str,
-        code: &str,
-        message: &str,
-    ) -> Response<SimulatedBody> {
-        if call == Some(Call::Tell(Dialect::Messages)) {
-            let kind = match status {
-                StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-                StatusCode::INTERNAL_SERVER_ERROR => "api_error",
-                _ => "invalid_request_error",
-            };
-            let error = json!({ "type": "error", "error": { "type": kind, "message": message } });
-            return self.json(status, &error);
-        }
-        let error = json!({ "error": { "message": message, "type": kind, "param": null, "code": code } });
-        self.json(status, &error)
-    }
-
-    fn json(&self, status: StatusCode, value: &Value) -> Response<SimulatedBody> {
-        self.bytes(status, Bytes::from(value.to_string()))
-    }
-
-    fn bytes(&self, status: StatusCode, bytes: Bytes) -> Response<SimulatedBody> {
-        self.slots.sent(bytes.len());
-        respond(status, "application/json", SimulatedBody::whole(bytes))
-    }
-
-    fn embeddings(&self, ask: &Ask, request: u64) -> Bytes {
-        let size = ask.dimensions.unwrap_or(256).min(MAX_DIMENSIONS);
-        let data: Vec<Value> = (0..ask.inputs.len())
-            .map(|index| {
-                let seed = hash(self.seed, request, index as u64);
-                let raw: Vec<f64> = (0..size).map(|i| unit(hash(seed, i as u64, 0)) - 0.5).collect();
-                // Unit length, as clients that use a dot product for the cosine expect.
-                let norm = raw.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
-                let vector: Vec<f32> = raw.iter().map(|x| (x / norm) as f32).collect();
-                let embedding = if ask.base64 {
-                    let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-                    Value::String(base64(&bytes))
-                } else {
-                    json!(vector)
-                };
-                json!({ "object": "embedding", "index": index, "embedding": embedding })
-            })
-            .collect();
-        let usage = json!({ "prompt_tokens": ask.prompt_tokens, "total_tokens": ask.prompt_tokens });
-        let answer = json!({ "object": "list", "model": ask.model, "data": data, "usage": usage });
-        Bytes::from(answer.to_string())
-    }
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: SimulatedBody) -> Response<SimulatedBody> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-}
-
-fn whole_seconds(d: Duration) -> u64 {
-    (d.as_secs() + u64::from(d.subsec_nanos() > 0)).max(1)
-}
-
-/// RFC 4648 §4, with padding: openai-python asks for its vectors so.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0_u32, |all, b| all << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let sextet = (group >> (18 - 6 * place)) & 63;
-            text.push(if place <= chunk.len() { char::from(ALPHABET[sextet as usize]) } else { '=' });
-        }
-    }
-    text
+/// As OpenAI, Anthropic and Azure take it; empty without one.
+fn api_key(headers: &HeaderMap) -> String {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+    let bearer = text(AUTHORIZATION.as_str()).and_then(|t| t.strip_prefix("Bearer "));
+    bearer.or_else(|| text("x-api-key")).or_else(|| text("api-key")).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::model::{Faults, Slow, Window};
+    use crate::demo::faults::{Errors, Faults, Lie, Slow, Window};
+    use crate::demo::hosted::Hosted;
+    use crate::demo::model::OverCapacity;
     use crate::demo::wire::InMemory;
+    use bytes::Bytes;
     use http_body_util::{BodyExt as _, Full};
     use hyper::body::Incoming;
     use hyper_util::client::legacy::Client;
     use hyper_util::rt::TokioExecutor;
+    use std::time::Duration;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -574,7 +499,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn windows_of_errors_and_of_slowness() {
         let faults = Faults {
-            error_500: vec![Window::new(Duration::ZERO, SECOND)],
+            errors: vec![Errors::all(500, Window::new(Duration::ZERO, SECOND))],
             slow: vec![Slow { window: Window::new(SECOND, 9 * SECOND), factor: 3.0 }],
             ..Faults::default()
         };
@@ -639,34 +564,152 @@ mod tests {
         assert_eq!(world.llm.stats().in_flight, 0);
     }
 
-    #[tokio::test]
-    async fn it_listens_on_a_socket_until_told_to_stop() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let llm = SimulatedLlm::new(Law { prefill: Duration::ZERO, ..law(9, REFUSE) }, 1, Clock::start());
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let mut server = tokio::task::JoinSet::new();
-        server.spawn(llm.clone().listen(listener, async { drop(stopped.await) }));
-        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-        let get = async |path: &str| {
-            let uri = format!("http://{address}{path}").parse().unwrap();
-            let bytes = client.get(uri).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-            serde_json::from_slice::<Value>(&bytes).unwrap()
+    #[tokio::test(start_paused = true)]
+    async fn a_hosted_law_says_how_its_budget_stands_and_refuses_after_its_time() {
+        let hosted = OverCapacity::Hosted(Hosted { burst: 2.0, tpm: Some(600_000.0), ..Hosted::new(60.0) });
+        let world = World::new(law(1000, hosted));
+        let answer = world.post("/v1/chat/completions", chat(true)).await.unwrap();
+        let head = |answer: &Response<Incoming>, name: &str| {
+            answer.headers().get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
         };
-        assert_eq!(get("/v1/models").await["data"][0]["id"], "tide-1");
-        assert_eq!(get("/v1/models/tide-1").await["object"], "model");
-        assert_eq!(get("/sim/stats").await["in_flight"], 0);
-        stop.send(()).unwrap();
-        server.join_next().await.unwrap().unwrap().unwrap();
-        assert!(tokio::net::TcpStream::connect(address).await.is_err());
+        assert_eq!(head(&answer, "x-ratelimit-limit-requests"), "60");
+        assert_eq!(head(&answer, "x-ratelimit-remaining-requests"), "1");
+        assert_eq!(head(&answer, "x-ratelimit-limit-tokens"), "600000");
+        // two seconds' worth of tokens, less a prompt of 1,000 and 10 of an answer
+        assert_eq!(head(&answer, "x-ratelimit-remaining-tokens"), "18990");
+        assert_eq!(head(&answer, "x-ratelimit-reset-tokens"), "101ms");
+        drop(answer);
+        world.post("/v1/embeddings", json!({ "model": "m", "input": "abcd" })).await.unwrap();
+        let before = world.ms();
+        let refused = world.post("/v1/chat/completions", chat(false)).await.unwrap();
+        assert_eq!((refused.status(), world.ms() - before), (StatusCode::TOO_MANY_REQUESTS, 50));
+        assert!(head(&refused, "retry-after-ms").parse::<u64>().unwrap() > 500);
+        assert_eq!(head(&refused, "retry-after"), "1");
+        // another key has a budget of its own
+        let mut other = Request::post("http://sim/v1/chat/completions");
+        other.headers_mut().unwrap().insert("api-key", "another".parse().unwrap());
+        let other = other.body(Full::from(chat(true).to_string())).unwrap();
+        assert_eq!(world.client.request(other).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(world.llm.stats().refused_429, 1);
     }
 
-    #[test]
-    fn base64_is_rfc_4648s() {
-        for (plain, coded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
-        {
-            assert_eq!(base64(plain.as_bytes()), coded);
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_no_header_names() {
+        let hosted = OverCapacity::Hosted(Hosted::new(60_000.0));
+        let world = World::new(law(3, hosted));
+        let calls = (0..5).map(|_| world.post("/v1/chat/completions", chat(false)));
+        let answers = futures_util::future::join_all(calls).await.into_iter().map(Result::unwrap);
+        let (passed, refused): (Vec<_>, Vec<_>) = answers.partition(|a| a.status() == StatusCode::OK);
+        assert_eq!((passed.len(), refused.len()), (3, 2));
+        assert!(passed.iter().all(|a| a.headers().contains_key("x-ratelimit-remaining-requests")));
+        let names = |a: &Response<Incoming>| a.headers().keys().map(ToString::to_string).collect::<Vec<_>>();
+        assert!(
+            refused.iter().all(|a| names(a).iter().all(|n| !n.contains("limit") && !n.contains("retry")))
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_knee_server_does_to_prefills_and_tokens() {
+        // 4 on 1: everyone takes 4 times as long, and the whole has lost 60 %: 10 times the 0.3 s alone. Who comes
+        // first has begun a part of 10 ms when the others come.
+        let world = World::new(law(1, OverCapacity::Knee));
+        let calls = (0..4).map(|_| async {
+            world.chat(true).await.unwrap();
+            world.ms()
+        });
+        let ends = futures_util::future::join_all(calls).await;
+        assert!(ends.iter().all(|end| (2910..=3000).contains(end)), "{ends:?}");
+        assert_eq!(ends[3], 3000);
+        // 8 run at most, 20 times as slow
+        let world = World::new(law(1, OverCapacity::Knee));
+        let calls = (0..9).map(|_| async {
+            world.chat(true).await.unwrap();
+            world.ms()
+        });
+        let ends = futures_util::future::join_all(calls).await;
+        assert!(ends[..8].iter().all(|end| (5800..=6000).contains(end)), "{ends:?}");
+        assert!((6300..=6500).contains(&ends[8]), "{ends:?}");
+        assert_eq!(world.llm.stats().peak_in_flight, 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errors_have_their_window_their_status_and_their_turn() {
+        let window = Window::new(Duration::ZERO, SECOND);
+        let faults = Faults {
+            errors: vec![
+                Errors { every: 3, retry_after: Some(Duration::from_secs(3600)), ..Errors::all(429, window) },
+                Errors { every: 2, ..Errors::all(529, window) },
+            ],
+            ..Faults::default()
+        };
+        let world = World::new(Law { faults, ..law(9, REFUSE) });
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            let answer = world.post("/v1/messages", json!({ "max_tokens": 1 })).await.unwrap();
+            let after = answer.headers().get("retry-after").map(|v| v.to_str().unwrap().to_owned());
+            seen.push((answer.status().as_u16(), after));
         }
+        let plain = |status| (status, None);
+        let long = (429, Some("3600".to_owned()));
+        assert_eq!(seen, [plain(200), plain(529), long.clone(), plain(529), plain(200), long]);
+        assert_eq!(world.llm.stats().faulted, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_in_a_200_and_a_head_that_never_comes() {
+        let world =
+            World::new(Law { faults: Faults { error_body_every: 1, ..Faults::default() }, ..law(9, REFUSE) });
+        let (status, stream) = world.chat(true).await.unwrap();
+        assert_eq!(status, StatusCode::OK);
+        assert!(stream.starts_with("data: {\"error\":") && stream.ends_with("\n\n"), "{stream}");
+        let (status, whole) = world.chat(false).await.unwrap();
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(serde_json::from_str::<Value>(&whole).unwrap()["error"]["code"], "overloaded");
+
+        let faults = Faults { mute_every: 2, ..Faults::default() };
+        let world = World::new(Law { faults, ..law(9, REFUSE) });
+        assert_eq!(world.chat(true).await.unwrap().0, StatusCode::OK);
+        assert!(tokio::time::timeout(60 * SECOND, world.chat(true)).await.is_err());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let stats = world.llm.stats();
+        assert_eq!((stats.served, stats.faulted, stats.in_flight), (1, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_lie_is_a_head_that_can_be_sent() {
+        for lie in Lie::ALL {
+            let faults = Faults { lie: Some(lie), ..Faults::default() };
+            let hosted = OverCapacity::Hosted(Hosted::new(600.0));
+            let world = World::new(Law { faults, ..law(9, hosted) });
+            let answer = world.post("/v1/chat/completions", chat(false)).await.unwrap();
+            for (name, value) in lie.headers() {
+                assert_eq!(answer.headers()[*name], *value);
+                assert_eq!(answer.headers().get_all(*name).iter().count(), 1, "instead of the truth");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_are_dead_and_models_that_are_not_here() {
+        let faults = Faults { dead_keys: vec!["spent".into()], ..Faults::default() };
+        let mut world = World::new(Law { faults, ..law(9, REFUSE) });
+        let upstream = world.llm.clone().with_models(&["large", "small"]);
+        let wire = InMemory::new(move |io| {
+            let upstream = upstream.clone();
+            async move { upstream.serve(io).await }
+        });
+        world.client = Client::builder(TokioExecutor::new()).build(wire);
+        let status = async |key: &str, model: &str| {
+            let request = Request::post("http://sim/v1/completions").header("authorization", key);
+            let request = request.body(Full::from(json!({ "model": model }).to_string())).unwrap();
+            world.client.request(request).await.unwrap().status().as_u16()
+        };
+        assert_eq!(status("Bearer spent", "large").await, 401);
+        assert_eq!(status("Bearer good", "large").await, 200);
+        assert_eq!(status("Bearer good", "medium").await, 404);
+        let list = world.client.get("http://sim/v1/models".parse().unwrap()).await.unwrap();
+        let list: Value =
+            serde_json::from_slice(&list.into_body().collect().await.unwrap().to_bytes()).unwrap();
+        assert_eq!((&list["data"][0]["id"], &list["data"][1]["id"]), (&json!("large"), &json!("small")));
     }
 }

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::hosted::{Accounts, Demand, Refused, Standing};
 use super::model::{Law, OverCapacity};
 use crate::clock::Clock;
 use crate::policy::units::MonoTime;
@@ -24,7 +25,7 @@ pub struct Stats {
     pub waiting: usize,
     /// Answered in full.
     pub served: u64,
-    /// Refused for want of a slot.
+    /// Refused for want of a slot, or of budget.
     pub refused_429: u64,
     /// The client vanished before the end.
     pub cancelled: u64,
@@ -32,31 +33,88 @@ pub struct Stats {
     pub faulted: u64,
     /// Body bytes sent.
     pub bytes: u64,
+    /// Connections that were taken.
+    pub connections: u64,
 }
 
 /// The slots; clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
     stats: Arc<Mutex<Stats>>,
+    accounts: Option<Arc<Mutex<Accounts>>>,
     queue: Option<Arc<Semaphore>>,
     refuse_beyond: usize,
     law: Arc<Law>,
     clock: Clock,
     start: MonoTime,
+    /// Killed by hand, beside what the faults say.
+    killed: Arc<watch::Sender<bool>>,
 }
 
 impl Slots {
     pub(crate) fn new(law: Arc<Law>, clock: Clock) -> Self {
-        let queues = law.over_capacity == OverCapacity::QueueInside;
-        let refuses = matches!(law.over_capacity, OverCapacity::Refuse429 { .. });
+        let accounts = match law.over_capacity {
+            OverCapacity::Hosted(hosted) => Some(Arc::new(Mutex::new(Accounts::new(hosted)))),
+            _ => None,
+        };
+        let room = |n: usize| Arc::new(Semaphore::new(n.min(Semaphore::MAX_PERMITS)));
         Self {
             stats: Arc::default(),
-            queue: queues.then(|| Arc::new(Semaphore::new(law.capacity.min(Semaphore::MAX_PERMITS)))),
-            refuse_beyond: if refuses { law.capacity } else { usize::MAX },
+            accounts,
+            queue: law.run_at_most().map(room),
+            refuse_beyond: law.refuse_beyond().unwrap_or(usize::MAX),
             law,
             clock,
             start: clock.now(),
+            killed: Arc::new(watch::Sender::new(false)),
         }
+    }
+
+    /// Ends whatever is open, until told otherwise.
+    pub(crate) fn kill(&self, dead: bool) {
+        self.killed.send_replace(dead);
+    }
+
+    pub(crate) fn is_down(&self) -> bool {
+        *self.killed.borrow() || self.law.faults.is_down(self.elapsed())
+    }
+
+    /// Waits until the upstream dies; at once where it is dead.
+    pub(crate) async fn death(&self) {
+        let mut killed = self.killed.subscribe();
+        while !self.is_down() {
+            let next = self.law.faults.next_down(self.elapsed());
+            tokio::select! {
+                _ = killed.changed() => {}
+                () = self.until(next) => {}
+            }
+        }
+    }
+
+    /// Waits until the upstream lives; at once where it does.
+    pub(crate) async fn life(&self) {
+        let mut killed = self.killed.subscribe();
+        while self.is_down() {
+            let next = self.law.faults.next_up(self.elapsed());
+            tokio::select! {
+                _ = killed.changed() => {}
+                () = self.until(next) => {}
+            }
+        }
+    }
+
+    async fn until(&self, at: Option<Duration>) {
+        match at {
+            Some(at) => tokio::time::sleep_until(self.instant(at)).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// One more connection; its number, from 1.
+    pub(crate) fn connected(&self) -> u64 {
+        let mut stats = self.lock();
+        stats.connections += 1;
+        stats.connections
     }
 
     /// Time since the upstream's start: what the fault windows are measured in.
@@ -85,26 +143,45 @@ impl Slots {
         self.lock().faulted += 1;
     }
 
-    /// A slot, waited for where the law says so; `None` is a refusal, already counted.
-    pub(crate) async fn take(&self) -> Option<Visit> {
-        let mut visit = Visit { slots: self.clone(), place: Place::Waiting, permit: None, broken: false };
+    /// A slot, waited for where the law says so; a refusal is already counted.
+    pub(crate) async fn take(&self, demand: &Demand) -> Result<Visit, Refused> {
+        let mut visit = Visit {
+            slots: self.clone(),
+            place: Place::Waiting,
+            permit: None,
+            broken: false,
+            standing: Standing::default(),
+        };
         self.lock().waiting += 1;
         if let Some(queue) = &self.queue {
             // Never closed, so this cannot fail; if it did, running without a slot is the lesser harm.
             visit.permit = Arc::clone(queue).acquire_owned().await.ok();
         }
+        let now = self.elapsed();
         let mut stats = self.lock();
         stats.waiting -= 1;
-        if stats.in_flight >= self.refuse_beyond {
-            stats.refused_429 += 1;
-            visit.place = Place::Gone;
-            return None;
+        let crowded = stats.in_flight >= self.refuse_beyond;
+        let passed = match &self.accounts {
+            Some(accounts) => {
+                let mut accounts = accounts.lock().unwrap_or_else(PoisonError::into_inner);
+                accounts.charge(now, demand, crowded)
+            }
+            None if crowded => Err(Refused::default()),
+            None => Ok(Standing::default()),
+        };
+        match passed {
+            Ok(standing) => visit.standing = standing,
+            Err(refused) => {
+                stats.refused_429 += 1;
+                visit.place = Place::Gone;
+                return Err(refused);
+            }
         }
         stats.in_flight += 1;
         stats.peak_in_flight = stats.peak_in_flight.max(stats.in_flight);
         visit.place = Place::Running;
         drop(stats);
-        Some(visit)
+        Ok(visit)
     }
 
     fn lock(&self) -> MutexGuard<'_, Stats> {
@@ -127,6 +204,8 @@ pub(crate) struct Visit {
     place: Place,
     permit: Option<OwnedSemaphorePermit>,
     broken: bool,
+    /// What its answer's headers say of the budgets.
+    pub(crate) standing: Standing,
 }
 
 impl Visit {
@@ -157,7 +236,7 @@ impl Visit {
 impl Drop for Visit {
     fn drop(&mut self) {
         // A death of the upstream drops the visits of its connections, as a client that leaves does.
-        let broken = self.broken || self.slots.law.faults.is_down(self.slots.elapsed());
+        let broken = self.broken || self.slots.is_down();
         self.leave(|stats| if broken { stats.faulted += 1 } else { stats.cancelled += 1 });
     }
 }

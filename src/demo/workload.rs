@@ -99,6 +99,22 @@ impl Lengths {
         }
     }
 
+    /// Prompts and answers of these means, with these σ of their logarithms; the longest are 20 times the mean.
+    #[must_use]
+    pub fn lognormal(prompt: (f64, f64), output: (f64, f64)) -> Self {
+        // The mean of a lognormal is its median times exp(σ² / 2).
+        let median = |(mean, sigma): (f64, f64)| mean / (sigma * sigma / 2.0).exp();
+        let most = |(mean, sigma): (f64, f64)| if sigma > 0.0 { (20.0 * mean) as u32 } else { mean as u32 };
+        Self {
+            prompt_median: median(prompt),
+            prompt_sigma: prompt.1,
+            prompt_max: most(prompt).max(1),
+            output_median: median(output),
+            output_sigma: output.1,
+            output_max: most(output).max(1),
+        }
+    }
+
     fn draw(&self, rng: &mut SplitMix64) -> (u32, u32) {
         let mut one = |median, sigma, max: u32| (rng.lognormal(median, sigma).round() as u32).min(max);
         let prompt = one(self.prompt_median, self.prompt_sigma, self.prompt_max);
@@ -334,5 +350,16 @@ mod tests {
         assert!((240..360).contains(&count(0, 60)) && (240..360).contains(&count(120, 180)));
         assert!(load.arrivals().iter().all(|a| (a.prompt_tokens, a.output_tokens) == (100, 20)));
         assert!(Workload::steady(1, 0.0, minute, Lengths::CHAT).arrivals().is_empty());
+    }
+    #[test]
+    fn lognormal_lengths_have_the_means_asked_for() {
+        let lengths = Lengths::lognormal((1000.0, 1.0), (200.0, 0.9));
+        let load = Workload::steady(1, 100.0, Duration::from_secs(1000), lengths);
+        let n = load.arrivals().len() as f64;
+        let mean =
+            |of: fn(&Arrival) -> u32| load.arrivals().iter().map(|a| f64::from(of(a))).sum::<f64>() / n;
+        let (prompt, output) = (mean(|a| a.prompt_tokens), mean(|a| a.output_tokens));
+        assert!((prompt - 1000.0).abs() < 25.0 && (output - 200.0).abs() < 5.0, "{prompt} {output}");
+        assert_eq!(Lengths::lognormal((30.0, 0.0), (7.0, 0.0)), Lengths::fixed(30, 7));
     }
 }

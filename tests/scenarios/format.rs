@@ -7,7 +7,9 @@ use serde::{Deserialize, Deserializer};
 use tidegate::config::{self, Config};
 use tidegate::demo::load::Leave;
 use tidegate::demo::workload::Lengths;
-use tidegate::demo::{Faults, Law, Load, OverCapacity, Slow, Window, Workload};
+use tidegate::demo::{
+    Errors, Faults, Hosted, Law, Lie, Load, OverCapacity, Slo, Slow, Tell, Window, Workload,
+};
 
 use crate::live::Traffic;
 
@@ -27,6 +29,9 @@ pub(crate) struct Scenario {
     pub(crate) after: Seconds,
     /// When the proxy is told to stop, if it is.
     pub(crate) drain_at: Option<Seconds>,
+    /// What is in time; to the first byte and between two tokens.
+    #[serde(default)]
+    slo: Patience,
     upstream: Server,
     #[serde(default)]
     proxy: toml::Table,
@@ -45,6 +50,20 @@ impl<'de> Deserialize<'de> for Seconds {
     }
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Patience {
+    ttft: Seconds,
+    itl: Seconds,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let Slo { ttft, itl } = Slo::default();
+        Self { ttft: Seconds(ttft), itl: Seconds(itl) }
+    }
+}
+
 /// The law of the simulated upstream.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,10 +76,14 @@ struct Server {
     prefill_per_1k_tokens: Seconds,
     #[serde(default)]
     jitter: f64,
+    /// Wanted by `beyond = "hosted"`.
+    hosted: Option<Budget>,
     #[serde(default)]
     down: Vec<(Seconds, Seconds)>,
     #[serde(default)]
     error_500: Vec<(Seconds, Seconds)>,
+    #[serde(default)]
+    errors: Vec<Erring>,
     #[serde(default)]
     slow: Vec<Slowness>,
     #[serde(default)]
@@ -69,6 +92,19 @@ struct Server {
     cut_every: u64,
     #[serde(default)]
     stall_every: u64,
+    #[serde(default)]
+    mute_every: u64,
+    #[serde(default)]
+    error_body_every: u64,
+    #[serde(default)]
+    reset_connection_every: u64,
+    #[serde(default)]
+    half_head_connection_every: u64,
+    #[serde(default)]
+    interim_connection_every: u64,
+    lie: Option<Lying>,
+    #[serde(default)]
+    dead_keys: Vec<String>,
 }
 
 /// What the upstream does with more than it can take.
@@ -78,6 +114,51 @@ enum Beyond {
     Refuse,
     Queue,
     SlowDown,
+    Knee,
+    Hosted,
+}
+
+/// What a hosted API sells.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Budget {
+    rpm: f64,
+    burst: f64,
+    tpm: Option<f64>,
+    #[serde(default)]
+    other: f64,
+    #[serde(default = "all_headers")]
+    tell: Telling,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Telling {
+    All,
+    RetryAfter,
+    Nothing,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Lying {
+    Negative,
+    Huge,
+    NotNumbers,
+    Half,
+    Past,
+    Exhausted,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Erring {
+    from: Seconds,
+    to: Seconds,
+    status: u16,
+    retry_after: Option<Seconds>,
+    #[serde(default = "one")]
+    every: u64,
 }
 
 #[derive(Deserialize)]
@@ -93,9 +174,17 @@ struct Slowness {
 #[serde(deny_unknown_fields)]
 struct Client {
     arrivals: Vec<Stretch>,
+    /// The mean.
     prompt_tokens: u32,
+    /// Of the logarithm.
+    #[serde(default)]
+    prompt_sigma: f64,
     output_tokens: u32,
+    #[serde(default)]
+    output_sigma: f64,
     streamed: f64,
+    /// Until the first byte of the body.
+    patience: Option<Seconds>,
     #[serde(default = "two_minutes")]
     timeout: Seconds,
     leave: Option<Leaving>,
@@ -117,6 +206,14 @@ struct Stretch {
 struct Leaving {
     share: f64,
     after: Seconds,
+}
+
+fn all_headers() -> Telling {
+    Telling::All
+}
+
+fn one() -> u64 {
+    1
 }
 
 fn evening() -> u8 {
@@ -147,6 +244,8 @@ impl Scenario {
                 Beyond::Refuse => OverCapacity::Refuse429 { retry_after: Duration::from_secs(1) },
                 Beyond::Queue => OverCapacity::QueueInside,
                 Beyond::SlowDown => OverCapacity::SlowDown,
+                Beyond::Knee => OverCapacity::Knee,
+                Beyond::Hosted => OverCapacity::Hosted(s.hosted.expect("[upstream.hosted]").law()),
             },
             prefill: s.prefill.0,
             prefill_per_1k_tokens: s.prefill_per_1k_tokens.0,
@@ -154,15 +253,26 @@ impl Scenario {
             jitter: s.jitter,
             faults: Faults {
                 down: windows(&s.down),
-                error_500: windows(&s.error_500),
+                errors: s.errors(),
                 slow: s.slow.iter().map(slow).collect(),
                 reset_every: s.reset_every,
                 cut_every: s.cut_every,
                 stall_every: s.stall_every,
+                mute_every: s.mute_every,
+                error_body_every: s.error_body_every,
+                reset_connection_every: s.reset_connection_every,
+                half_head_connection_every: s.half_head_connection_every,
+                interim_connection_every: s.interim_connection_every,
+                lie: s.lie.map(Lying::lie),
+                dead_keys: s.dead_keys.clone(),
             },
             ..Law::default()
         };
         law.try_new().unwrap_or_else(|faults| panic!("[upstream]: {faults:?}"))
+    }
+
+    pub(crate) fn slo(&self) -> Slo {
+        Slo { ttft: self.slo.ttft.0, itl: self.slo.itl.0 }
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -174,7 +284,10 @@ impl Scenario {
         for (tenant, (name, client)) in self.clients.iter().enumerate() {
             for (index, stretch) in client.arrivals.iter().enumerate() {
                 let seed = self.seed + 1000 * (tenant as u64 + 1) + index as u64;
-                let lengths = Lengths::fixed(client.prompt_tokens, client.output_tokens);
+                let lengths = Lengths::lognormal(
+                    (client.prompt_tokens.into(), client.prompt_sigma),
+                    (client.output_tokens.into(), client.output_sigma),
+                );
                 assert!(stretch.from.0 < stretch.to.0, "{name}: arrivals must end after they begin");
                 all.push(Traffic {
                     client: name.clone(),
@@ -184,6 +297,7 @@ impl Scenario {
                         base_url: "http://tidegate/v1".into(),
                         api_key: Some(name.clone()),
                         streamed: client.streamed,
+                        first_byte: client.patience.map(|p| p.0),
                         timeout: client.timeout.0,
                         leave: client.leave.as_ref().map(|l| Leave { share: l.share, after: l.after.0 }),
                         seed,
@@ -194,6 +308,44 @@ impl Scenario {
             }
         }
         all
+    }
+}
+
+impl Server {
+    fn errors(&self) -> Vec<Errors> {
+        let plain = self.error_500.iter().map(|w| Errors::all(500, Window::new(w.0.0, w.1.0)));
+        let told = self.errors.iter().map(|e| Errors {
+            window: Window::new(e.from.0, e.to.0),
+            status: e.status,
+            retry_after: e.retry_after.map(|s| s.0),
+            every: e.every,
+        });
+        plain.chain(told).collect()
+    }
+}
+
+impl Budget {
+    fn law(self) -> Hosted {
+        let tell = match self.tell {
+            Telling::All => Tell::All,
+            Telling::RetryAfter => Tell::RetryAfter,
+            Telling::Nothing => Tell::Nothing,
+        };
+        let Self { rpm, burst, tpm, other, .. } = self;
+        Hosted { burst, tpm, other, tell, ..Hosted::new(rpm) }
+    }
+}
+
+impl Lying {
+    fn lie(self) -> Lie {
+        match self {
+            Self::Negative => Lie::Negative,
+            Self::Huge => Lie::Huge,
+            Self::NotNumbers => Lie::NotNumbers,
+            Self::Half => Lie::Half,
+            Self::Past => Lie::Past,
+            Self::Exhausted => Lie::Exhausted,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tidegate::demo::Slo;
 use tidegate::demo::report::{End, Record};
 use tidegate::policy::predict::Reason;
 use tidegate::policy::supply::BreakerState;
@@ -35,12 +36,12 @@ const DECISIONS: [Reason; 8] = [
 /// A wait shows: on a paused clock time passes only while everybody waits, a millisecond at least.
 const AT_ONCE: Duration = Duration::from_micros(500);
 
-pub(crate) fn measure(run: &Run) -> Measured {
+pub(crate) fn measure(run: &Run, slo: &Slo) -> Measured {
     let mut m = Measured::new();
     let everyone: Vec<&Record> = run.records.values().flatten().collect();
-    of_clients(&mut m, "", &everyone);
+    of_clients(&mut m, "", &everyone, slo);
     for (name, records) in &run.records {
-        of_clients(&mut m, &format!("client.{name}."), &records.iter().collect::<Vec<_>>());
+        of_clients(&mut m, &format!("client.{name}."), &records.iter().collect::<Vec<_>>(), slo);
     }
     let s = &run.upstream;
     let mut put = |name: &str, value: f64| m.insert(name.to_owned(), value);
@@ -48,6 +49,8 @@ pub(crate) fn measure(run: &Run) -> Measured {
     put("upstream.cancelled", s.cancelled as f64);
     put("upstream.faulted", s.faulted as f64);
     put("upstream.refused_429", s.refused_429 as f64);
+    let attempts = s.served + s.cancelled + s.faulted + s.refused_429;
+    put("upstream.refused_share", s.refused_429 as f64 / (attempts as f64).max(1.0));
     put("upstream.peak_in_flight", s.peak_in_flight as f64);
     put("upstream.connections", run.dialled as f64);
 
@@ -80,12 +83,15 @@ fn limits(run: &Run) -> Vec<u32> {
     std::iter::once(run.initial_permits).chain(applied).chain(moved).collect()
 }
 
-fn of_clients(m: &mut Measured, prefix: &str, records: &[&Record]) {
+fn of_clients(m: &mut Measured, prefix: &str, records: &[&Record], slo: &Slo) {
     let mut put = |name: &str, value: f64| m.insert(format!("{prefix}{name}"), value);
     put("sent", records.len() as f64);
     put("ok", count(records, Record::is_ok));
     put("left", count(records, |r| r.end == End::Left));
     put("lost", count(records, is_lost));
+    let stayed = count(records, |r| r.end != End::Left);
+    put("in_time", count(records, |r| r.is_within(slo)) / stayed.max(1.0));
+    put("tokens", records.iter().map(|r| f64::from(r.tokens)).sum());
     for failed in records.iter().filter(|r| is_failed(r)) {
         let name = failure(failed);
         put(&name, count(records, |r| is_failed(r) && failure(r) == name));
@@ -94,6 +100,7 @@ fn of_clients(m: &mut Measured, prefix: &str, records: &[&Record]) {
     let queued = records.iter().filter_map(|r| r.queue_ms).map(|ms| ms / 1000.0);
     for (name, mut values) in [
         ("ttft", answered().filter(|r| r.streamed).filter_map(|r| r.ttft).map(|d| d.as_secs_f64()).collect()),
+        ("itl", answered().filter_map(|r| r.itl()).map(|d| d.as_secs_f64()).collect()),
         ("total", answered().map(|r| r.total.as_secs_f64()).collect()),
         ("queue", queued.collect::<Vec<f64>>()),
     ] {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use tidegate::demo::{Law, Load, Workload};
+use tidegate::demo::{Law, Load, Slo, Workload};
 use tidegate::policy::predict::{Direction, Reason};
 
 use crate::format::config;
@@ -93,7 +93,12 @@ async fn trace_replay() {
          [decisions]\nscale_up = [1, 40]\nscale_down = [1, 40]\nemergency = 0\n\
          [breaker]\nopened = 0"
     );
-    super::judge("a recorded hour's first 20 minutes", &toml::from_str(&expect).expect("TOML"), &run);
+    super::judge(
+        "a recorded hour's first 20 minutes",
+        &toml::from_str(&expect).expect("TOML"),
+        &Slo::default(),
+        &run,
+    );
     for d in &run.decisions {
         let ordered = match d.direction {
             Direction::Up => d.reason == Reason::ScaleUp && d.to > d.from && d.utilisation > 0.75,
