@@ -9,6 +9,7 @@
 //! | [`admission`] | who may run now, who waits, who is told to come back |
 //! | [`supply`] | what the upstream can take |
 //! | [`predict`] | how many permits there should be |
+//! | [`usage`] | what a request costs: estimated before it is sent, read from its answer |
 //! | [`engine`] | the three together: one event in, effects out |
 
 pub mod admission;
@@ -16,3 +17,4 @@ pub mod engine;
 pub mod predict;
 pub mod supply;
 pub mod units;
+pub mod usage;
