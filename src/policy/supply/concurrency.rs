@@ -1,0 +1,379 @@
+//! The learned limit S of one endpoint: how many requests it may have in flight.
+//!
+//! Three things are learnt, and the worst decides once a second:
+//! - [`curve`]: how fast one request is among n, hence the *knee*, where the server's whole output stops growing. S stays
+//!   under 1.6 times the knee and off the point from which the output falls.
+//! - [`wait`]: how many wait inside the server for their first token. S leaves room for one, or a tenth.
+//! - refusals: 429 that no rate limit explains, 503, 529, timeouts. S goes under what was in flight, and comes back
+//!   to it ever more rarely.
+//!
+//! It grows only when it was reached, and only when responses made near it have been seen: ×1.5 before the first
+//! congestion, then + max(1, √S / 2) per second. Where the knee is merely the least n seen, because the load never was
+//! lower, S is lowered for some seconds to look below it. Whole-response latency decides nothing where tokens are known:
+//! LLM answers differ a hundredfold in length under no load at all.
+//!
+//! Without it a limit must be configured per server, and is wrong after the first restart with another size. The
+//! fleet asks it for [`Concurrency::limit`]; `docs/decisions.md` says where it departs from the first design and why.
+
+use std::time::Duration;
+
+use crate::policy::supply::ServerLoad;
+use crate::policy::units::{MonoTime, Sample, Tokens};
+
+mod curve;
+mod load;
+mod pace;
+mod refusals;
+mod report;
+mod server;
+mod wait;
+
+use curve::{Curve, Knee};
+use load::Load;
+use pace::{Kind, Pace};
+use refusals::Refusals;
+pub use report::{Cause, Change, Inputs, Learning, Status};
+use server::Server;
+use wait::{Inside, Wait};
+
+/// S is lowered to look below.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    from: f64,
+    until: MonoTime,
+}
+
+/// The law.
+#[derive(Clone, Debug)]
+pub struct Concurrency {
+    learning: Learning,
+    max: f64,
+    /// S; infinite while nothing bounds it.
+    s: f64,
+    slow_start: bool,
+    load: Load,
+    curves: [Curve; 3],
+    /// Share of each kind among the last hundred responses.
+    shares: [f64; 3],
+    wait: Wait,
+    heads_told: bool,
+    look: Option<Look>,
+    next_look: MonoTime,
+    refusals: Refusals,
+    server: Server,
+    cause: Option<Cause>,
+    reported: Option<u32>,
+    peak: u32,
+}
+
+/// Share of S that counts as reached.
+const REACHED: f64 = 0.8;
+const SLOW_START: f64 = 1.5;
+/// Above the cap by this much before it is lowered to it.
+const SLACK: f64 = 1.05;
+/// A shrink leaves at least this share of what was.
+const LEAST_LEFT: f64 = 0.35;
+const LOOK: f64 = 0.7;
+const LOOK_FOR: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+impl Concurrency {
+    /// Nothing seen yet. `max` bounds whatever is learnt.
+    #[must_use]
+    pub fn new(learning: Learning, max: u32) -> Self {
+        let max = f64::from(max.max(1));
+        let s = match learning {
+            Learning::Learn { start } => f64::from(start.max(1)),
+            Learning::Fixed(n) => f64::from(n.max(1)),
+            Learning::Hosted | Learning::Unlimited => f64::INFINITY,
+        };
+        let s = if s.is_finite() { s.min(max) } else { s };
+        let mut law = Self {
+            learning,
+            max,
+            s,
+            slow_start: true,
+            load: Load::default(),
+            curves: Default::default(),
+            shares: [0.0; 3],
+            wait: Wait::default(),
+            heads_told: false,
+            look: None,
+            next_look: MonoTime::ZERO,
+            refusals: Refusals::default(),
+            server: Server::default(),
+            cause: None,
+            reported: None,
+            peak: 0,
+        };
+        law.reported = law.limit();
+        law
+    }
+
+    const fn learns(&self) -> bool {
+        matches!(self.learning, Learning::Learn { .. })
+    }
+
+    /// The limit; `None` while nothing bounds it.
+    #[must_use]
+    pub fn limit(&self) -> Option<u32> {
+        self.s.is_finite().then_some(self.s as u32)
+    }
+
+    /// A response ended well. `in_flight` counts it still.
+    pub fn sample(&mut self, now: MonoTime, sample: &Sample, in_flight: u32) {
+        if !self.learns() {
+            return;
+        }
+        self.load.set(now, in_flight);
+        if sample.stream && !self.heads_told {
+            let n = self.load.mean(sample.last);
+            self.first_token(now - sample.last, sample.prompt, sample.first, n);
+        }
+        let pace = Pace::of(sample);
+        let mut n = self.load.mean(pace.took);
+        if matches!(pace.kind, Kind::Stream) {
+            self.wait.done(sample.prompt, sample.first, sample.last);
+            n *= self.wait.running_share();
+        }
+        let kind = pace.kind as usize;
+        for (i, share) in self.shares.iter_mut().enumerate() {
+            *share += (f64::from(u8::from(i == kind)) - *share) * 0.01;
+        }
+        let changed = self.curves[kind].observe(now, n, pace.per_second(), pace.weight);
+        if changed == Some(true) {
+            self.slow_start = true;
+        }
+    }
+
+    /// A stream's first token came `first` after its dispatch: known long before the end.
+    pub fn head(&mut self, now: MonoTime, prompt: Tokens, first: Duration, in_flight: u32) {
+        if !self.learns() {
+            return;
+        }
+        self.heads_told = true;
+        self.load.set(now, in_flight);
+        let n = self.load.mean(first);
+        self.first_token(now - first, prompt, first, n);
+    }
+
+    fn first_token(&mut self, sent: MonoTime, prompt: Tokens, first: Duration, n: f64) {
+        let calm = n <= self.s / 2.0 && self.wait.last(sent).is_none_or(|inside| inside.calm());
+        self.wait.head(sent, prompt, first, n, calm);
+    }
+
+    /// The upstream refused for want of capacity: a 429 that its rate limits do not explain, a 503, a 529.
+    pub fn refused(&mut self, now: MonoTime, in_flight: u32) {
+        if matches!(self.learning, Learning::Fixed(_) | Learning::Unlimited) {
+            return;
+        }
+        self.load.set(now, in_flight);
+        let to = self.refusals.refused(now, self.s, in_flight).clamp(1.0, self.max);
+        self.look = None;
+        self.slow_start = false;
+        self.shrink(to, Cause::Refused);
+    }
+
+    /// An attempt timed out, or was cut off under load: a refusal that came late.
+    pub fn timed_out(&mut self, now: MonoTime, in_flight: u32) {
+        // a hosted API's timeout says nothing of how many it would take; and one alone has nobody to blame
+        if self.learns() && in_flight > 1 {
+            self.refused(now, in_flight);
+        }
+    }
+
+    /// The upstream announced rate limits, so it is a hosted API: from now on only refusals bound it.
+    pub fn hosted(&mut self) {
+        if self.learns() {
+            let max = self.max.min(f64::from(u32::MAX)) as u32;
+            *self = Self { reported: self.reported, ..Self::new(Learning::Hosted, max) };
+        }
+    }
+
+    /// What the server itself says.
+    pub fn server(&mut self, now: MonoTime, load: ServerLoad) {
+        if !self.learns() {
+            return;
+        }
+        if let Some(to) = self.server.read(now, load, self.load.in_flight(), self.s) {
+            self.slow_start = false;
+            self.shrink(to.max(LEAST_LEFT * self.s), Cause::ServerSaid);
+        }
+    }
+
+    /// The endpoint was away and came back, perhaps as another: what was learnt is forgotten, the limit is not.
+    pub fn reset(&mut self, now: MonoTime) {
+        if let Some(look) = self.look.take() {
+            self.s = look.from;
+        }
+        self.curves = Default::default();
+        (self.wait, self.refusals, self.server) = Default::default();
+        self.next_look = now;
+        (self.slow_start, self.cause) = (true, Some(Cause::Restarted));
+    }
+
+    /// Closes a second. `peak`: the most in flight in it; `waiting`: whether a request waited for this endpoint.
+    pub fn tick(&mut self, now: MonoTime, peak: u32, waiting: bool) -> Option<Change> {
+        self.peak = peak;
+        self.refusals.tick();
+        match self.learning {
+            Learning::Learn { .. } => self.learn(now, waiting),
+            Learning::Hosted if self.reached() => self.grow(now, f64::INFINITY),
+            _ => {}
+        }
+        self.report(now)
+    }
+
+    fn learn(&mut self, now: MonoTime, waiting: bool) {
+        let calm = self.waiting_inside(now);
+        let knee = self.knee(now);
+        if let Some(look) = self.look {
+            self.looking(now, look, knee);
+            return;
+        }
+        if let Some(knee) = knee
+            && knee.cap * SLACK < self.s
+            && knee.seen > knee.cap
+        {
+            self.slow_start = false;
+            self.shrink(knee.cap.max(LEAST_LEFT * self.s), Cause::NoGain);
+            return;
+        }
+        let known = knee.filter(|k| k.seen >= REACHED * self.s - 0.5);
+        if !self.reached() || !calm || self.server.full(now) {
+            return;
+        }
+        match known {
+            Some(knee) if self.wants_look(now, &knee, waiting) => self.start_look(now, knee.least),
+            Some(knee) => self.grow(now, knee.cap),
+            None => {}
+        }
+    }
+
+    /// Closes the window of first tokens; says whether nothing speaks against more.
+    fn waiting_inside(&mut self, now: MonoTime) -> bool {
+        let server_calm = self.server.calm(now);
+        if let Some(inside) = self.wait.close(now)
+            && !self.wait.was_in_vain(&inside)
+            && inside.target() < (self.s - 0.5).min(inside.n - 0.25)
+            && !server_calm
+        {
+            self.slow_start = false;
+            self.look = None;
+            self.wait.blame(now, &inside);
+            self.shrink(inside.target().max(LEAST_LEFT * self.s.min(inside.n)), Cause::WaitingInside);
+        }
+        let streams = self.shares[Kind::Stream as usize] >= 0.2 * self.shares.iter().sum::<f64>();
+        let tried = |inside: Inside| inside.calm() && inside.n >= REACHED * self.s - 0.5;
+        server_calm || !streams || self.wait.last(now).is_some_and(tried)
+    }
+
+    /// The worst of the kinds that matter.
+    fn knee(&self, now: MonoTime) -> Option<Knee> {
+        let most = self.shares.iter().copied().fold(0.0, f64::max);
+        let kinds = self.curves.iter().zip(self.shares).filter(|(_, share)| *share >= 0.2 * most);
+        kinds.filter_map(|(curve, _)| curve.knee(now)).min_by(|a, b| a.cap.total_cmp(&b.cap))
+    }
+
+    /// Without a limit nothing is reached.
+    fn reached(&self) -> bool {
+        f64::from(self.peak) >= (REACHED * self.s).floor().max(1.0)
+    }
+
+    fn grow(&mut self, now: MonoTime, cap: f64) {
+        let more =
+            if self.slow_start { self.s * SLOW_START } else { self.s + (self.s.sqrt() / 2.0).max(1.0) };
+        let to = more.min(cap).min(self.max).min(self.refusals.ceiling(now));
+        if more > cap {
+            self.slow_start = false;
+        }
+        if to > self.s {
+            self.s = to;
+            self.cause = Some(Cause::Reached);
+            self.wait.renew();
+        }
+    }
+
+    /// Is the knee only the least n that was seen, and is it worth to look below it?
+    fn wants_look(&self, now: MonoTime, knee: &Knee, waiting: bool) -> bool {
+        // before the first congestion one step up may show that more make more
+        let untried = self.slow_start && knee.seen < 1.3 * knee.least;
+        waiting && !knee.bracketed && !untried && self.s >= 2.0 && now >= self.next_look
+    }
+
+    fn start_look(&mut self, now: MonoTime, least: f64) {
+        self.look = Some(Look { from: self.s, until: now + LOOK_FOR });
+        self.slow_start = false;
+        self.shrink(self.s.min(least) * LOOK, Cause::Look);
+    }
+
+    fn looking(&mut self, now: MonoTime, look: Look, knee: Option<Knee>) {
+        let seen_here = knee.filter(|k| k.least <= self.s / LOOK * 0.85);
+        match seen_here {
+            Some(knee) if !knee.bracketed && self.s >= 2.0 => {
+                self.look = Some(Look { until: now + LOOK_FOR, ..look });
+                self.shrink(self.s * LOOK, Cause::Look);
+            }
+            Some(knee) => self.end_look(now, look.from.min(knee.cap)),
+            // what was admitted before has to leave first
+            None if f64::from(self.peak) > self.s + 1.0 => {
+                self.look = Some(Look { until: now + LOOK_FOR, ..look });
+            }
+            None if now >= look.until => self.end_look(now, look.from),
+            None => {}
+        }
+    }
+
+    fn end_look(&mut self, now: MonoTime, to: f64) {
+        self.look = None;
+        self.next_look = now + LOOK_EVERY;
+        self.s = to.clamp(1.0, self.max);
+        self.cause = Some(Cause::Look);
+        self.wait.renew();
+    }
+
+    fn shrink(&mut self, to: f64, cause: Cause) {
+        let to = to.clamp(1.0, self.max);
+        if to < self.s {
+            self.s = to;
+            self.cause = Some(cause);
+            self.wait.renew();
+        }
+    }
+
+    fn report(&mut self, now: MonoTime) -> Option<Change> {
+        let (from, to) = (self.reported, self.limit());
+        let moved = match (from, to) {
+            (Some(a), Some(b)) => f64::from(a.abs_diff(b)) > 0.1 * f64::from(a),
+            (a, b) => a != b,
+        };
+        let cause = self.cause.filter(|_| moved)?;
+        self.reported = to;
+        Some(Change { from, to, cause, inputs: self.inputs(now) })
+    }
+
+    fn inputs(&self, now: MonoTime) -> Inputs {
+        let most = (0..3).max_by(|a, b| self.shares[*a].total_cmp(&self.shares[*b])).unwrap_or(0);
+        let speeds = self.curves[most].speeds(now).filter(|_| most != Kind::Untokenised as usize);
+        Inputs {
+            token_seconds: speeds.map(|(loaded, _)| loaded.recip()),
+            token_seconds_alone: speeds.map(|(_, alone)| alone.recip()),
+            knee: self.knee(now).map(|k| k.at),
+            waiting_inside: self.wait.last(now).map(|inside| inside.waiting),
+            in_flight: self.peak,
+        }
+    }
+
+    /// For metrics.
+    #[must_use]
+    pub fn status(&self, now: MonoTime) -> Status {
+        Status {
+            limit: self.limit(),
+            slow_start: self.slow_start,
+            cause: self.cause,
+            inputs: self.inputs(now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! What refusals reveal: a cap nobody announced.
+//!
+//! One second lowers S by a tenth under what was in flight, and to half at most, however many are refused in it: a burst
+//! of refusals is one event. What was refused becomes a ceiling, tried again after a minute, then after two,
+//! four and at most sixteen: each try costs somebody a refusal.
+
+use std::time::Duration;
+
+use crate::policy::units::MonoTime;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refusals {
+    /// S at the beginning of a second with refusals.
+    before: Option<f64>,
+    ceiling: Option<Ceiling>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ceiling {
+    at: f64,
+    until: MonoTime,
+    patience: Duration,
+}
+
+const BACKOFF: f64 = 0.9;
+const PATIENCE: Duration = Duration::from_secs(60);
+const MOST_PATIENCE: Duration = Duration::from_secs(960);
+
+impl Refusals {
+    /// One was refused with `in_flight` under way, itself included, under a limit of `s`. Says what S should be.
+    pub(super) fn refused(&mut self, now: MonoTime, s: f64, in_flight: u32) -> f64 {
+        let in_flight = f64::from(in_flight.max(1));
+        let before = *self.before.get_or_insert(s.min(in_flight));
+        let at = (in_flight - 1.0).max(1.0);
+        let near = |c: &Ceiling| c.at <= at * 1.25;
+        self.ceiling = Some(match self.ceiling {
+            // still the same burst, or a lower bound on what was known
+            Some(c) if now.since(c.until - c.patience) < Duration::from_secs(5) => {
+                Ceiling { at: c.at.min(at), ..c }
+            }
+            Some(c) if near(&c) => {
+                let patience = (c.patience * 2).min(MOST_PATIENCE);
+                Ceiling { at: c.at.max(at), until: now + patience, patience }
+            }
+            _ => Ceiling { at, until: now + PATIENCE, patience: PATIENCE },
+        });
+        s.min((BACKOFF * s.min(in_flight)).max(before / 2.0))
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.before = None;
+    }
+
+    /// The most that S may grow to now.
+    pub(super) fn ceiling(&self, now: MonoTime) -> f64 {
+        self.ceiling.filter(|c| now < c.until).map_or(f64::INFINITY, |c| c.at)
+    }
+}

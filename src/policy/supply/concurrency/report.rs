@@ -1,0 +1,93 @@
+//! What the law is told to learn from, and what it tells.
+
+/// What an endpoint's limit is learnt from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learning {
+    /// From latency, tokens and refusals: a server of one's own.
+    Learn {
+        /// The limit before anything is known.
+        start: u32,
+    },
+    /// From refusals alone: a hosted API, whose latency is not this client's doing. No limit until the first.
+    Hosted,
+    /// Nothing: a configured number.
+    Fixed(u32),
+    /// Nothing: no limit.
+    Unlimited,
+}
+
+/// Why S moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It was reached, and nothing spoke against more.
+    Reached,
+    /// Requests waited inside the server.
+    WaitingInside,
+    /// More in flight made no more tokens, or fewer.
+    NoGain,
+    /// It is lowered for some seconds to see what fewer would make, or raised again after that.
+    Look,
+    /// The upstream refused, or timed out.
+    Refused,
+    /// The server's own metrics said that requests wait in it.
+    ServerSaid,
+    /// The endpoint came back, perhaps as another.
+    Restarted,
+}
+
+impl Cause {
+    /// The word for logs and labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reached => "reached",
+            Self::WaitingInside => "waiting_inside",
+            Self::NoGain => "no_gain",
+            Self::Look => "look",
+            Self::Refused => "refused",
+            Self::ServerSaid => "server_said",
+            Self::Restarted => "restarted",
+        }
+    }
+}
+
+/// What the law saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Inputs {
+    /// Seconds per output token at the largest number in flight that was seen.
+    pub token_seconds: Option<f64>,
+    /// The same at the least number: what it takes undisturbed.
+    pub token_seconds_alone: Option<f64>,
+    /// Requests at which the server makes nearly all it can.
+    pub knee: Option<f64>,
+    /// Requests in flight that waited inside the server.
+    pub waiting_inside: Option<f64>,
+    /// The most in flight in the last second.
+    pub in_flight: u32,
+}
+
+/// S moved by more than a tenth since the last such report.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Change {
+    /// The limit last reported.
+    pub from: Option<u32>,
+    /// The limit now.
+    pub to: Option<u32>,
+    /// What moved it last.
+    pub cause: Cause,
+    /// What was seen.
+    pub inputs: Inputs,
+}
+
+/// For metrics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Status {
+    /// The limit; none if there is no bound.
+    pub limit: Option<u32>,
+    /// It was never held back yet.
+    pub slow_start: bool,
+    /// What moved it last.
+    pub cause: Option<Cause>,
+    /// What was seen.
+    pub inputs: Inputs,
+}

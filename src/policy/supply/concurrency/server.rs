@@ -1,0 +1,53 @@
+//! What the server's own metrics said last, and what follows from it.
+
+use std::time::Duration;
+
+use crate::policy::supply::ServerLoad;
+use crate::policy::units::MonoTime;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Server {
+    /// When it said that nothing waits.
+    calm: Option<MonoTime>,
+    /// When it said that its cache is nearly full: one more could push another out.
+    full: Option<MonoTime>,
+    /// Reads in a row with something waiting.
+    waiting: u32,
+}
+
+const FRESH: Duration = Duration::from_secs(15);
+const NEARLY_FULL: f64 = 0.9;
+
+impl Server {
+    /// Takes note of one read. Says what S should be at most, if something waits for the second time.
+    pub(super) fn read(&mut self, now: MonoTime, load: ServerLoad, in_flight: u32, s: f64) -> Option<f64> {
+        self.full = load.kv_use.is_some_and(|share| share >= NEARLY_FULL).then_some(now);
+        if load.waiting? < 1.0 {
+            (self.calm, self.waiting) = (Some(now), 0);
+            return None;
+        }
+        self.calm = None;
+        self.waiting = self.waiting.saturating_add(1);
+        let in_flight = f64::from(in_flight);
+        // what was sent under the limit before is not held against this one
+        if self.waiting < 2 || in_flight > s + 0.5 {
+            return None;
+        }
+        // others may send to it too: the share of one's own that runs is everyone's
+        let running = load.running? / (load.running? + load.waiting?) * in_flight;
+        let to = running + (0.1 * running).max(1.0);
+        (to < s - 0.5).then(|| {
+            self.waiting = 0;
+            to
+        })
+    }
+
+    /// Nothing waits inside, it says.
+    pub(super) fn calm(&self, now: MonoTime) -> bool {
+        self.calm.is_some_and(|at| now.since(at) <= FRESH)
+    }
+
+    pub(super) fn full(&self, now: MonoTime) -> bool {
+        self.full.is_some_and(|at| now.since(at) <= FRESH)
+    }
+}
