@@ -263,6 +263,7 @@ fn waiting(ticket: u64, line: &Line) -> Waiting {
         head_by: None,
         stream: false,
         websocket: false,
+        unqueued: false,
         arrived: MonoTime::ZERO,
         tries: 0,
         avoid: None,

@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
 use tidegate::policy::predict::{self, Decision, PolicyKind, Predictor, Ready, Wall};
+use tidegate::policy::supply::{self, ConcurrencyMode, EndpointParams, Member};
 use tidegate::policy::units::{ModelId, MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
 
 /// An engine, its predictor, and an upstream that takes the same time for each request.
@@ -27,7 +28,12 @@ struct World {
 
 impl World {
     fn new(scaling: predict::Params, service: u64) -> Self {
-        let params = Params { scaling: scaling.clone(), ..Params::default() };
+        // what is learned of an upstream has its own tests: here the ceiling is the operator's
+        let endpoint =
+            EndpointParams { concurrency: ConcurrencyMode::Unlimited, ..EndpointParams::default() };
+        let members = vec![Member { endpoint, ..Member::default() }];
+        let supply = supply::Params { members, ..supply::Params::default() };
+        let params = Params { scaling: scaling.clone(), supply, ..Params::default() };
         Self {
             engine: Engine::new(params, MonoTime::ZERO),
             predictor: Predictor::new(scaling),

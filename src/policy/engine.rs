@@ -27,7 +27,7 @@ pub use retry::RetryCause;
 use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
 use crate::policy::predict::{ArticleWindow, History, PolicyKind};
 use crate::policy::supply::retry::Budget;
-use crate::policy::supply::{Choice, Fleet, Hold, Report, Want};
+use crate::policy::supply::{Attempt, Choice, Fleet, Hold, Report, Want};
 use crate::policy::units::{ModelId, MonoTime, Outcome, Place, Priority, Refusal, Sample, TenantId, Ticket};
 
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +36,9 @@ struct Flight {
     /// The request, as it would wait again.
     request: Waiting,
     admitted: MonoTime,
-    place: Place,
-    generation: u32,
+    attempt: Attempt,
+    /// The answer is a 429.
+    refused: bool,
     /// The breaker has heard of its end.
     decided: bool,
     head: bool,
@@ -60,8 +61,10 @@ pub struct Engine {
     unqueued: usize,
     websockets: usize,
     need: u32,
-    /// The learned limit, once something has been learned.
+    /// A limit that was told, by [`Event::Supply`].
     supply: Option<u32>,
+    /// What the fleet was found to take, once something has been learned.
+    learned: Option<u32>,
     /// Permits that work conservation brought, and until when no plan may take them away.
     held: (u32, MonoTime),
     changed: Option<MonoTime>,
@@ -79,6 +82,11 @@ impl Engine {
     /// An idle engine that begins at `now`.
     #[must_use]
     pub fn new(params: Params, now: MonoTime) -> Self {
+        let mut params = params;
+        let s = &params.scaling;
+        // where the operator gave the number, or the article did, that number is the limit
+        params.supply.learn = matches!(s.policy, PolicyKind::Predictive | PolicyKind::Reactive);
+        params.supply.most = s.max_permits;
         let s = &params.scaling;
         let initial = if s.policy == PolicyKind::Fixed { s.max_permits } else { s.initial_permits };
         let keep = match (s.policy, s.article_window) {
@@ -86,7 +94,7 @@ impl Engine {
             (PolicyKind::Article | PolicyKind::Fixed, ArticleWindow::Requests(n)) => n,
             _ => 0,
         };
-        Self {
+        let mut engine = Self {
             began: now,
             latest: now,
             permits: Permits::new(initial),
@@ -101,6 +109,7 @@ impl Engine {
             websockets: 0,
             need: initial,
             supply: None,
+            learned: None,
             held: (0, now),
             changed: None,
             stale_at: scaling::stale_at(s, now),
@@ -110,7 +119,9 @@ impl Engine {
             wake: None,
             reports: Vec::new(),
             params,
-        }
+        };
+        engine.relearn(now, &mut Vec::new());
+        engine
     }
 
     /// Takes note of `event` and says what follows from it.
@@ -128,9 +139,28 @@ impl Engine {
             }
             Event::FirstByte { ticket, alive } => self.first_byte(now, ticket, alive),
             Event::AttemptEnd(ticket, outcome) => self.attempt_ended(now, ticket, outcome, effects),
+            Event::Limits(ticket, limits) => {
+                if let Some(flight) = self.flights.get(&ticket) {
+                    self.fleet.limits(now, &flight.attempt, &limits);
+                }
+            }
+            Event::Refused(ticket, limits) => {
+                if let Some(flight) = self.flights.get_mut(&ticket)
+                    && !std::mem::replace(&mut flight.refused, true)
+                {
+                    self.fleet.refused(now, &flight.attempt, &limits, &mut self.reports);
+                }
+            }
+            Event::FirstToken { ticket, prompt } => {
+                if let Some(flight) = self.flights.get(&ticket) {
+                    self.fleet.first_token(now, &flight.attempt, prompt, now.since(flight.admitted));
+                }
+            }
+            Event::Server(endpoint, load) => self.fleet.server(now, endpoint, load),
+            Event::Checked(endpoint, healthy) => self.fleet.checked(now, endpoint, healthy),
             Event::Unauthorized(ticket) => {
                 if let Some(flight) = self.flights.get(&ticket) {
-                    self.fleet.unauthorized(now, flight.place, &mut self.reports);
+                    self.fleet.unauthorized(now, &flight.attempt, &mut self.reports);
                 }
             }
             Event::Retry { ticket, outcome, cause, retry_after } => {
@@ -138,7 +168,7 @@ impl Engine {
             }
             Event::Finish(ticket, outcome, sample) => self.finish(now, ticket, outcome, sample, effects),
             Event::Tick => {
-                self.fleet.tick(now, &mut self.reports);
+                self.fleet.tick(now, !self.queue.is_empty(), &mut self.reports);
                 if self.timer.is_some_and(|at| at <= now) {
                     self.timer = None;
                 }
@@ -148,6 +178,7 @@ impl Engine {
             Event::Drain => self.drain(effects),
         }
         self.report(effects);
+        self.relearn(now, effects);
         self.expire(now, effects);
         self.dispatch(now, effects);
         self.set_timer(now, effects);
@@ -197,13 +228,13 @@ impl Engine {
             head_by: a.head_by,
             stream: a.stream,
             websocket: a.kind == Kind::WebSocket,
+            unqueued: !a.kind.takes_permit(),
             arrived: now,
             tries: 0,
             avoid: None,
             not_before: now,
         };
         let mut want = self.want(now, &request);
-        want.paced = a.kind.takes_permit();
         // an upload's client could make everybody wait for as long as it likes: it probes only where nobody else
         // has come to do it
         want.may_probe = a.kind != Kind::Upload || !self.probe_just_due(now);
@@ -260,7 +291,7 @@ impl Engine {
             tenant: w.tenant,
             model: w.model,
             cost: w.cost,
-            paced: true,
+            paced: !w.unqueued,
             avoid: w.avoid,
             patience,
             may_probe: true,
@@ -288,9 +319,8 @@ impl Engine {
         place: Place,
         effects: &mut Vec<Effect>,
     ) {
-        let mut want = self.want(now, &request);
-        want.paced = kind.takes_permit();
-        let probe = self.fleet.start(now, &want, place, &mut self.reports);
+        let want = self.want(now, &request);
+        let attempt = self.fleet.start(now, &want, place, &mut self.reports);
         self.report(effects);
         match kind {
             Kind::Unqueued | Kind::Upload => self.unqueued += 1,
@@ -300,8 +330,9 @@ impl Engine {
             }
         }
         let ticket = request.ticket;
-        let generation = self.fleet.generation(place.endpoint);
-        let flight = Flight { kind, request, admitted: now, place, generation, decided: false, head: false };
+        let probe = attempt.probe;
+        let flight =
+            Flight { kind, request, admitted: now, attempt, refused: false, decided: false, head: false };
         self.flights.insert(ticket, flight);
         let (limit, in_flight) = (self.permits.limit(), self.permits.in_flight());
         effects.push(Effect::Admit { ticket, place, probe, limit, in_flight });
@@ -313,9 +344,7 @@ impl Engine {
             self.head_time.observe(now, now.since(flight.admitted));
         }
         flight.head = true;
-        if alive {
-            self.fleet.alive(now, ticket, flight.place, &mut self.reports);
-        }
+        self.fleet.head(now, &flight.attempt, alive, flight.refused, &mut self.reports);
     }
 
     fn attempt_ended(&mut self, now: MonoTime, ticket: Ticket, outcome: Outcome, effects: &mut Vec<Effect>) {
@@ -323,8 +352,7 @@ impl Engine {
         if std::mem::replace(&mut flight.decided, true) {
             return;
         }
-        let (place, generation) = (flight.place, flight.generation);
-        let turned = self.fleet.ended(now, ticket, place, generation, outcome, &mut self.reports);
+        let turned = self.fleet.ended(now, &flight.attempt, outcome, flight.head, &mut self.reports);
         self.report(effects);
         if turned.is_some() {
             self.tripped(now, effects);
@@ -342,7 +370,7 @@ impl Engine {
         let decided = self.flights.get(&ticket).is_some_and(|flight| flight.decided);
         self.attempt_ended(now, ticket, outcome, effects);
         let Some(flight) = self.flights.remove(&ticket) else { return };
-        self.fleet.release(now, flight.place, sample.as_ref());
+        self.fleet.release(now, &flight.attempt, sample.as_ref());
         if outcome == Outcome::Success && !decided {
             self.retry_budget.succeeded(&self.params.supply.retry);
         }
@@ -428,7 +456,7 @@ impl Engine {
                 // nobody else could go either
                 Choice::Wait(_) => break,
             };
-            if !self.free(now, effects) {
+            if !w.unqueued && !self.free(now, effects) {
                 break;
             }
             self.queue.take(w.ticket);
@@ -440,13 +468,20 @@ impl Engine {
                 });
                 continue;
             }
-            // tunnels that waited may find that others have become tunnels meanwhile
-            if w.websocket && self.websockets >= self.params.admission.max_websockets {
+            // what waited may find that others have taken the places meanwhile
+            let limits = &self.params.admission;
+            if (w.websocket && self.websockets >= limits.max_websockets)
+                || (w.unqueued && self.unqueued >= limits.max_unqueued)
+            {
                 let retry_after = Some(Duration::from_secs(1));
                 effects.push(Effect::Reject { ticket: w.ticket, refusal: Refusal::Overloaded, retry_after });
                 continue;
             }
-            let kind = if w.websocket { Kind::WebSocket } else { Kind::Queued };
+            let kind = match w {
+                Waiting { unqueued: true, .. } => Kind::Unqueued,
+                Waiting { websocket: true, .. } => Kind::WebSocket,
+                _ => Kind::Queued,
+            };
             self.admit(now, kind, w, place, effects);
         }
     }

@@ -13,8 +13,9 @@ use tokio::sync::{Notify, oneshot};
 use crate::clock::Clock;
 use crate::policy::engine::{Arrival, Effect, Engine, Event, Params, RetryCause, Status};
 use crate::policy::predict::{Decision, Reason, Snapshot, Wall};
-use crate::policy::supply;
-use crate::policy::units::{MonoTime, Outcome, Place, Refusal, Sample, Ticket};
+use crate::policy::supply::pace::RateLimits;
+use crate::policy::supply::{self, ServerLoad};
+use crate::policy::units::{EndpointId, MonoTime, Outcome, Place, Refusal, Sample, Ticket, Tokens};
 
 /// What the engine reports beside its verdicts.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,6 +161,16 @@ impl Gate {
     /// The predictor decided.
     pub fn install(self: &Arc<Self>, decision: Decision) {
         self.event(Event::Install(decision));
+    }
+
+    /// What an endpoint's own metrics say of its load.
+    pub fn server(self: &Arc<Self>, endpoint: EndpointId, load: ServerLoad) {
+        self.event(Event::Server(endpoint, load));
+    }
+
+    /// An active check of an endpoint passed, or failed.
+    pub fn checked(self: &Arc<Self>, endpoint: EndpointId, healthy: bool) {
+        self.event(Event::Checked(endpoint, healthy));
     }
 
     /// The engine's state in numbers.
@@ -360,6 +371,21 @@ impl Permit {
     /// The attempt is decided, though the request is not over.
     pub fn attempt_ended(&self, outcome: Outcome) {
         self.gate.event(Event::AttemptEnd(self.ticket, outcome));
+    }
+
+    /// The headers of its answer, which is no 429, told of rate limits.
+    pub fn limits(&self, limits: RateLimits) {
+        self.gate.event(Event::Limits(self.ticket, Box::new(limits)));
+    }
+
+    /// Its answer is a 429, with what the headers told.
+    pub fn refused(&self, limits: RateLimits) {
+        self.gate.event(Event::Refused(self.ticket, Box::new(limits)));
+    }
+
+    /// A stream's first token came.
+    pub fn first_token(&self, prompt: Tokens) {
+        self.gate.event(Event::FirstToken { ticket: self.ticket, prompt });
     }
 
     /// The endpoint's own key was refused.

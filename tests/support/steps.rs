@@ -8,7 +8,7 @@ use std::time::Duration;
 use tidegate::policy::admission::{self, OnDrain};
 use tidegate::policy::engine::{Kind, Params};
 use tidegate::policy::predict::{self, Mode, PolicyKind};
-use tidegate::policy::supply::{self, BreakerParams};
+use tidegate::policy::supply::{self, BreakerParams, ConcurrencyMode, EndpointParams, Member};
 use tidegate::policy::units::{Outcome, Priority};
 
 /// One thing that happens.
@@ -102,10 +102,17 @@ impl Setting {
             scaling: scaling.try_new().unwrap_or_else(|faults| panic!("{faults:?}")),
             supply: supply::Params {
                 breaker: breaker.try_new().unwrap_or_else(|faults| panic!("{faults:?}")),
+                members: vec![unlimited()],
                 ..supply::Params::default()
             },
         }
     }
+}
+
+/// An endpoint that is bound by nothing that is learned.
+pub(crate) fn unlimited() -> Member {
+    let endpoint = EndpointParams { concurrency: ConcurrencyMode::Unlimited, ..EndpointParams::default() };
+    Member { endpoint, ..Member::default() }
 }
 
 /// Settings and steps out of any bytes at all; bytes that are missing are zeros.

@@ -285,6 +285,7 @@ impl World {
             Event::Supply(limit) => self.supplied = (self.supplied.1, limit),
             Event::Drain => self.draining = true,
             Event::FirstByte { .. } | Event::Unauthorized(_) | Event::Tick => {}
+            ref other => panic!("no step sends {other:?}"),
         }
         expected
     }
@@ -344,8 +345,8 @@ impl World {
             Effect::Requeued { ticket, .. } => {
                 assert_eq!(expected.again.take(), Some(*ticket));
                 let flight = self.flights.remove(ticket).expect("it was running");
-                assert_eq!(flight.kind, Kind::Queued);
-                self.in_flight -= 1;
+                assert!(matches!(flight.kind, Kind::Queued | Kind::Unqueued));
+                self.in_flight -= u32::from(flight.kind.takes_permit());
                 self.counts.admitted -= 1;
                 let asked = match event {
                     Event::Retry { retry_after, .. } => *retry_after,
@@ -380,9 +381,13 @@ impl World {
                 self.moved(*to, *reason, event);
                 self.limit = *to;
             }
-            Effect::Supply(supply::Report::KeyRests { .. } | supply::Report::Ejected { .. }) => {
-                panic!("one endpoint without a key of its own: {effect:?}");
-            }
+            Effect::Supply(
+                supply::Report::KeyRests { .. }
+                | supply::Report::Ejected { .. }
+                | supply::Report::Limit(..)
+                | supply::Report::Stopped { .. }
+                | supply::Report::HiddenCap { .. },
+            ) => panic!("one endpoint without limits: {effect:?}"),
             Effect::Supply(supply::Report::Breaker(_, transition)) => {
                 let turns = Transition { from: BreakerState::Open, to: BreakerState::HalfOpen };
                 if expected.transition == Some(*transition) {
@@ -477,7 +482,9 @@ impl World {
                         || self.bytes() + arrival.bytes > limits.max_bytes)
             }
             Refusal::QueueTimeout => deadline.is_some_and(|at| at <= self.now),
-            Refusal::DeadlineUnreachable => arrival.kind.takes_permit(),
+            Refusal::DeadlineUnreachable => {
+                arrival.kind.takes_permit() || waiter.is_some_and(|w| w.back.is_some())
+            }
             Refusal::UpstreamUnavailable => self.breaker.state() != BreakerState::Closed,
             Refusal::Draining => self.draining,
             Refusal::Overloaded => match arrival.kind {

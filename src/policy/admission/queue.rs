@@ -40,6 +40,8 @@ pub struct Waiting {
     pub stream: bool,
     /// It will become a tunnel.
     pub websocket: bool,
+    /// It takes no permit: it waits for another try only.
+    pub unqueued: bool,
     /// When it came.
     pub arrived: MonoTime,
     /// Tries it has had.
@@ -371,6 +373,7 @@ mod tests {
             model: ModelId(0),
             stream: false,
             websocket: false,
+            unqueued: false,
             arrived: MonoTime::ZERO,
             tries: 0,
             avoid: None,

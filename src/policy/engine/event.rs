@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::policy::admission;
 use crate::policy::engine::RetryCause;
 use crate::policy::predict::{self, Decision, Reason};
-use crate::policy::supply::{self, BreakerState};
+use crate::policy::supply::pace::RateLimits;
+use crate::policy::supply::{self, BreakerState, ServerLoad};
 use crate::policy::units::{
-    ModelId, MonoTime, Outcome, Place, Priority, Refusal, Sample, TenantId, Ticket, Tokens,
+    EndpointId, ModelId, MonoTime, Outcome, Place, Priority, Refusal, Sample, TenantId, Ticket, Tokens,
 };
 
 /// What the engine is built from.
@@ -77,6 +78,21 @@ pub enum Event {
         /// The status was below 500.
         alive: bool,
     },
+    /// The headers of an answer that is no 429 told of rate limits. Comes before its [`Event::FirstByte`].
+    Limits(Ticket, Box<RateLimits>),
+    /// The answer is a 429, with what its headers told. Comes before its [`Event::FirstByte`].
+    Refused(Ticket, Box<RateLimits>),
+    /// A stream's first token came.
+    FirstToken {
+        /// Whose.
+        ticket: Ticket,
+        /// The prompt's tokens, as estimated.
+        prompt: Tokens,
+    },
+    /// What an endpoint's own metrics say of its load.
+    Server(EndpointId, ServerLoad),
+    /// An active check of an endpoint passed, or failed.
+    Checked(EndpointId, bool),
     /// The attempt is decided before the request is over: a failure before or at the head.
     AttemptEnd(Ticket, Outcome),
     /// The endpoint's own key was refused.

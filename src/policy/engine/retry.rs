@@ -57,14 +57,23 @@ impl Engine {
         retry_after: Option<Duration>,
         effects: &mut Vec<Effect>,
     ) {
+        if cause == RetryCause::Timeout
+            && let Some(flight) = self.flights.get(&ticket)
+        {
+            self.fleet.timed_out(now, &flight.attempt);
+        }
         self.attempt_ended(now, ticket, outcome, effects);
         let Some(request) = self.again(now, ticket, cause, retry_after) else {
             return effects.push(Effect::GivenUp(ticket));
         };
         if let Some(flight) = self.flights.remove(&ticket) {
-            self.fleet.release(now, flight.place, None);
+            self.fleet.release(now, &flight.attempt, None);
+            if flight.kind.takes_permit() {
+                self.permits.give_back();
+            } else {
+                self.unqueued -= 1;
+            }
         }
-        self.permits.give_back();
         self.queue.put_back(request);
         effects.push(Effect::Requeued { ticket, cause });
     }
@@ -79,10 +88,11 @@ impl Engine {
     ) -> Option<Waiting> {
         let flight = self.flights.get(&ticket)?;
         let rejects = self.draining && self.params.admission.on_drain == OnDrain::Reject;
-        if flight.kind != Kind::Queued || rejects {
+        // a tunnel has its client's first words in it, an upload's body is gone
+        if matches!(flight.kind, Kind::WebSocket | Kind::Upload) || rejects {
             return None;
         }
-        let (failed, mut request) = (flight.place, flight.request);
+        let (failed, mut request) = (flight.attempt.place, flight.request);
         let supply = &self.params.supply;
         let pause = wait(&supply.retry, request.tries.into(), supply.seed, ticket, retry_after)?;
         request.tries += 1;

@@ -62,9 +62,22 @@ impl Engine {
         true
     }
 
-    /// What the upstream was found to take. It wins over every plan, at once.
-    pub(super) fn supply(&mut self, now: MonoTime, learned: Option<u32>, effects: &mut Vec<Effect>) {
-        self.supply = learned;
+    /// What the upstream was said to take. It wins over every plan, at once.
+    pub(super) fn supply(&mut self, now: MonoTime, told: Option<u32>, effects: &mut Vec<Effect>) {
+        self.supply = told;
+        self.bound(now, effects);
+    }
+
+    /// What the fleet was found to take: the same.
+    pub(super) fn relearn(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
+        let learned = self.fleet.ceiling();
+        if learned != self.learned {
+            self.learned = learned;
+            self.bound(now, effects);
+        }
+    }
+
+    fn bound(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
         let ceiling = self.ceiling();
         let to = self.permits.limit().clamp(self.floor().min(ceiling), ceiling);
         self.resize(now, to, Reason::Supply, effects);

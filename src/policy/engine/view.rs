@@ -66,7 +66,7 @@ impl Engine {
             PolicyKind::Predictive | PolicyKind::Fixed | PolicyKind::Reactive => s.max_permits,
         };
         // with no permit at all nothing could ever show that the upstream takes more again
-        self.supply.map_or(most, |learned| most.min(learned.max(1)))
+        [self.supply, self.learned].into_iter().flatten().fold(most, |most, limit| most.min(limit.max(1)))
     }
 
     pub(super) fn floor(&self) -> u32 {

@@ -5,6 +5,9 @@
 //! its probe is tried first. [`Fleet::choose`] only looks; [`Fleet::start`] takes what was chosen. The engine asks
 //! it for every admission, and tells it how attempts end.
 //!
+//! The limit of the group is the sum of what its endpoints were found to take (`concurrency`), and each key's rate is
+//! kept (`pace`): what has to wait for either waits in the queue, not at the upstream.
+//!
 //! ```text
 //! usable = breaker closed ∧ not ejected ∧ in_flight < S ∧ a key that does not rest and has rate left
 //! ```
@@ -16,8 +19,12 @@ use std::time::Duration;
 
 pub use endpoint::Status as EndpointStatus;
 
-use crate::policy::supply::{BreakerState, Member, Params, Transition, Verdict};
-use crate::policy::units::{EndpointId, ModelId, MonoTime, Outcome, Place, Sample, TenantId, Ticket, Tokens};
+use crate::policy::supply::concurrency::Change;
+use crate::policy::supply::pace::{RateLimits, Refusal429};
+use crate::policy::supply::{BreakerState, Member, Params, ServerLoad, Transition, Verdict};
+use crate::policy::units::{
+    EndpointId, KeyId, ModelId, MonoTime, Outcome, Place, Sample, TenantId, Ticket, Tokens,
+};
 use endpoint::Endpoint;
 
 /// What a request wants of an endpoint.
@@ -39,6 +46,20 @@ pub struct Want {
     pub patience: MonoTime,
     /// It may be the one that tries a broken endpoint.
     pub may_probe: bool,
+}
+
+/// An attempt that was started: what its end is told with.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    ticket: Ticket,
+    tenant: TenantId,
+    model: ModelId,
+    /// Where it went.
+    pub place: Place,
+    /// It is the probe of a broken endpoint.
+    pub probe: bool,
+    generation: u32,
+    paced: bool,
 }
 
 /// Where a request may go, or what it waits for.
@@ -89,6 +110,26 @@ impl Hold {
 pub enum Report {
     /// A breaker changed state.
     Breaker(EndpointId, Transition),
+    /// What an endpoint was found to take moved by more than a tenth.
+    Limit(EndpointId, Change),
+    /// The upstream refused a model's rate: nothing of it goes with this key before then.
+    Stopped {
+        /// Where.
+        place: Place,
+        /// Of what.
+        model: ModelId,
+        /// Until when.
+        until: MonoTime,
+        /// Attempts in flight there.
+        in_flight: u32,
+    },
+    /// The upstream refused although no rate was used up: it takes fewer at once than it was given.
+    HiddenCap {
+        /// Which.
+        endpoint: EndpointId,
+        /// Attempts in flight there.
+        in_flight: u32,
+    },
     /// A key was refused: it rests.
     KeyRests {
         /// Whose.
@@ -115,6 +156,8 @@ pub struct Fleet {
     /// Indices by tier, first choice first.
     tiers: Vec<Vec<usize>>,
     outliers_at: MonoTime,
+    /// When the current second began.
+    second: MonoTime,
 }
 
 impl Fleet {
@@ -125,7 +168,7 @@ impl Fleet {
             params.members.push(Member::default());
         }
         let endpoints: Vec<Endpoint> =
-            params.members.iter().map(|m| Endpoint::new(m.clone(), params.breaker.clone(), now)).collect();
+            params.members.iter().map(|m| Endpoint::new(m.clone(), &params, now)).collect();
         let mut levels: Vec<u32> = params.members.iter().map(|m| m.endpoint.tier).collect();
         levels.sort_unstable();
         levels.dedup();
@@ -134,7 +177,7 @@ impl Fleet {
             params.members.iter().enumerate().filter_map(of).collect()
         };
         let tiers = levels.iter().map(at).collect();
-        Self { params, endpoints, tiers, outliers_at: now }
+        Self { params, endpoints, tiers, outliers_at: now, second: now }
     }
 
     /// Where `want` may go now.
@@ -218,69 +261,164 @@ impl Fleet {
         }
     }
 
-    /// Starts the attempt that [`Fleet::choose`] chose. True: it is the probe of a broken endpoint.
-    pub fn start(&mut self, now: MonoTime, want: &Want, place: Place, reports: &mut Vec<Report>) -> bool {
-        let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0)) else { return false };
-        let (verdict, transition) = endpoint.start(now, want, place.key);
-        reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
-        verdict == Verdict::Probe
-    }
-
-    /// The generation an attempt started now belongs to, for [`Fleet::ended`].
-    #[must_use]
-    pub fn generation(&self, id: EndpointId) -> u32 {
-        self.endpoints.get(usize::from(id.0)).map_or(0, |e| e.breaker.generation())
-    }
-
-    /// The head came and shows the endpoint alive.
-    pub fn alive(&mut self, now: MonoTime, ticket: Ticket, place: Place, reports: &mut Vec<Report>) {
-        if let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0)) {
-            let transition = endpoint.breaker.alive(ticket);
-            endpoint.turned(now, transition);
+    /// Starts the attempt that [`Fleet::choose`] chose.
+    pub fn start(&mut self, now: MonoTime, want: &Want, place: Place, reports: &mut Vec<Report>) -> Attempt {
+        let mut attempt = Attempt {
+            ticket: want.ticket,
+            tenant: want.tenant,
+            model: want.model,
+            place,
+            probe: false,
+            generation: 0,
+            paced: want.paced,
+        };
+        if let Some(endpoint) = self.of(place) {
+            let (verdict, transition) = endpoint.start(now, want, place.key);
+            attempt.probe = verdict == Verdict::Probe;
+            attempt.generation = endpoint.breaker.generation();
             reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
+        }
+        attempt
+    }
+
+    /// The headers of an answer that is no 429 told of limits.
+    pub fn limits(&mut self, now: MonoTime, attempt: &Attempt, limits: &RateLimits) {
+        if let Some(pacer) = self.of(attempt.place).and_then(|e| e.pacer(attempt)) {
+            pacer.seen(now, attempt.ticket, limits);
+        }
+    }
+
+    /// The answer is a 429.
+    pub fn refused(
+        &mut self,
+        now: MonoTime,
+        attempt: &Attempt,
+        limits: &RateLimits,
+        reports: &mut Vec<Report>,
+    ) {
+        let Some(endpoint) = self.of(attempt.place) else { return };
+        let in_flight = endpoint.in_flight;
+        let Some(pacer) = endpoint.pacer(attempt) else { return };
+        let (place, model) = (attempt.place, attempt.model);
+        match pacer.refused(now, attempt.ticket, limits) {
+            Refusal429::Rate { until } => reports.push(Report::Stopped { place, model, until, in_flight }),
+            Refusal429::HiddenCap => {
+                endpoint.law.refused(now, in_flight);
+                reports.push(Report::HiddenCap { endpoint: place.endpoint, in_flight });
+            }
+        }
+    }
+
+    /// A head came. `alive`: it shows the endpoint alive; `refused`: it is a 429.
+    pub fn head(
+        &mut self,
+        now: MonoTime,
+        attempt: &Attempt,
+        alive: bool,
+        refused: bool,
+        reports: &mut Vec<Report>,
+    ) {
+        let Some(endpoint) = self.of(attempt.place) else { return };
+        if !refused && let Some(pacer) = endpoint.pacer(attempt) {
+            pacer.answered(now, attempt.ticket);
+        }
+        if alive {
+            let transition = endpoint.breaker.alive(attempt.ticket);
+            endpoint.turned(now, transition);
+            reports.extend(transition.map(|t| Report::Breaker(attempt.place.endpoint, t)));
+        }
+    }
+
+    /// A stream's first token came, `first` after its dispatch.
+    pub fn first_token(&mut self, now: MonoTime, attempt: &Attempt, prompt: Tokens, first: Duration) {
+        if let Some(endpoint) = self.of(attempt.place) {
+            endpoint.law.head(now, prompt, first, endpoint.in_flight);
         }
     }
 
     /// The endpoint's own key was refused (401): it rests while the others go on. The last one goes on too: its
     /// refusals say more to the operator than ours would.
-    pub fn unauthorized(&mut self, now: MonoTime, place: Place, reports: &mut Vec<Report>) {
-        if let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0))
-            && let Some(until) = endpoint.rest(now, place.key)
-        {
+    pub fn unauthorized(&mut self, now: MonoTime, attempt: &Attempt, reports: &mut Vec<Report>) {
+        let place = attempt.place;
+        if let Some(until) = self.of(place).and_then(|e| e.rest(now, place.key)) {
             reports.push(Report::KeyRests { place, until });
         }
     }
 
-    /// The attempt of `ticket`, started in `generation`, is decided.
+    /// The attempt is decided.
     pub fn ended(
         &mut self,
         now: MonoTime,
-        ticket: Ticket,
-        place: Place,
-        generation: u32,
+        attempt: &Attempt,
         outcome: Outcome,
+        head: bool,
         reports: &mut Vec<Report>,
     ) -> Option<Transition> {
-        let endpoint = self.endpoints.get_mut(usize::from(place.endpoint.0))?;
-        let transition = endpoint.breaker.ended(now, ticket, generation, outcome);
+        let endpoint = self.of(attempt.place)?;
+        // with a head it is a 503 or a 529; what broke off or never came has many causes
+        if outcome == Outcome::Overload && head && attempt.paced {
+            endpoint.law.refused(now, endpoint.in_flight);
+        }
+        let transition = endpoint.breaker.ended(now, attempt.ticket, attempt.generation, outcome);
         endpoint.turned(now, transition);
-        reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
+        reports.extend(transition.map(|t| Report::Breaker(attempt.place.endpoint, t)));
         transition
     }
 
-    /// The attempt is over, its connection too.
-    pub fn release(&mut self, now: MonoTime, place: Place, sample: Option<&Sample>) {
-        if let Some(endpoint) = self.endpoints.get_mut(usize::from(place.endpoint.0)) {
-            endpoint.release(now, sample);
+    /// No head came in time.
+    pub fn timed_out(&mut self, now: MonoTime, attempt: &Attempt) {
+        if let Some(endpoint) = self.of(attempt.place) {
+            endpoint.law.timed_out(now, endpoint.in_flight);
         }
     }
 
-    /// A second has passed, or some part of one.
-    pub fn tick(&mut self, now: MonoTime, reports: &mut Vec<Report>) {
+    /// The attempt is over, its connection too. The sample is what a whole answer says.
+    pub fn release(&mut self, now: MonoTime, attempt: &Attempt, sample: Option<&Sample>) {
+        if let Some(endpoint) = self.of(attempt.place) {
+            endpoint.release(now, attempt, sample);
+        }
+    }
+
+    /// What an endpoint's own metrics say of its load.
+    pub fn server(&mut self, now: MonoTime, id: EndpointId, load: ServerLoad) {
+        if let Some(endpoint) = self.of(Place { endpoint: id, key: KeyId(0) }) {
+            endpoint.law.server(now, load);
+        }
+    }
+
+    /// An active check of an endpoint failed or passed.
+    pub fn checked(&mut self, now: MonoTime, id: EndpointId, healthy: bool) {
+        if let Some(endpoint) = self.of(Place { endpoint: id, key: KeyId(0) }) {
+            endpoint.checked(now, healthy);
+        }
+    }
+
+    /// Some time has passed; every whole second the laws learn from it. `waiting`: requests wait.
+    pub fn tick(&mut self, now: MonoTime, waiting: bool, reports: &mut Vec<Report>) {
+        if now.since(self.second) >= Duration::from_secs(1) {
+            self.second = now;
+            for (i, endpoint) in self.endpoints.iter_mut().enumerate() {
+                let change = endpoint.second(now, waiting);
+                reports.extend(change.map(|c| Report::Limit(endpoint_id(i), c)));
+            }
+        }
         if now.since(self.outliers_at) >= outlier::EVERY {
             self.outliers_at = now;
             outlier::eject(&mut self.endpoints, &self.tiers, now, reports);
         }
+    }
+
+    /// What the endpoints that can be used take together; `None` while one of them has no limit.
+    #[must_use]
+    pub fn ceiling(&self) -> Option<u32> {
+        let open = |e: &&Endpoint| e.breaker.state() == BreakerState::Open;
+        let all_open = self.endpoints.iter().all(|e| open(&e));
+        let usable = self.endpoints.iter().filter(|e| all_open || !open(e));
+        usable.map(|e| e.law.limit()).try_fold(0_u32, |sum, limit| Some(sum.saturating_add(limit?)))
+    }
+
+    fn of(&mut self, place: Place) -> Option<&mut Endpoint> {
+        self.endpoints.get_mut(usize::from(place.endpoint.0))
     }
 
     /// Some endpoint takes requests.

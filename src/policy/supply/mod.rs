@@ -3,7 +3,7 @@
 //! several endpoints takes what (`fleet`).
 
 mod breaker;
-mod concurrency;
+pub mod concurrency;
 mod endpoint;
 mod fleet;
 pub mod pace;
@@ -13,9 +13,9 @@ pub mod routing;
 mod server_load;
 
 pub use breaker::{Breaker, BreakerState, Transition, Verdict};
-pub use concurrency::{Cause, Change, Concurrency, Inputs, Learning, Status};
+
 pub use endpoint::{ConcurrencyMode, EndpointParams};
-pub use fleet::{Choice, EndpointStatus, Fleet, Hold, Report, Want};
+pub use fleet::{Attempt, Choice, EndpointStatus, Fleet, Hold, Report, Want};
 pub use params::{BreakerParams, Member, Params};
 pub use retry::RetryParams;
 pub use routing::{Overlap, Routing};

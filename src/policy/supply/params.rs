@@ -12,6 +12,8 @@ pub struct Member {
     pub endpoint: EndpointParams,
     /// Keys of its own; 0: each client brings its own.
     pub keys: u16,
+    /// It is somebody's hosted API: with `concurrency = "auto"`, only its refusals bound it.
+    pub hosted: bool,
 }
 
 /// A group's endpoints, and what holds for all of them.
@@ -23,6 +25,10 @@ pub struct Params {
     pub retry: RetryParams,
     /// The endpoints, in the order of the configuration; none stands for one with the default settings.
     pub members: Vec<Member>,
+    /// The most any endpoint is trusted with, whatever was learned; 0 stands for no such bound.
+    pub most: u32,
+    /// `concurrency = "auto"` learns; without, the operator's number of permits is the only limit.
+    pub learn: bool,
     /// What chance is drawn from.
     pub seed: u64,
 }

@@ -1,15 +1,22 @@
 //! One endpoint: its breaker, its keys, its load, and how it does beside its peers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::policy::supply::fleet::{Hold, Want};
-use crate::policy::supply::{Breaker, BreakerParams, BreakerState, Member, Transition, Verdict};
-use crate::policy::units::{KeyId, MonoTime, Sample};
+use crate::policy::supply::concurrency::{Change, Concurrency, Learning};
+use crate::policy::supply::fleet::{Attempt, Hold, Want};
+use crate::policy::supply::pace::{Pace, PaceParams, Pacer};
+use crate::policy::supply::{Breaker, BreakerState, ConcurrencyMode, Member, Params, Transition, Verdict};
+use crate::policy::units::{KeyId, ModelId, MonoTime, Sample, TenantId, Tokens};
 
 /// How long a key that was refused rests: long enough not to be a nuisance, short enough for a mended one.
 const KEY_REST: Duration = Duration::from_secs(60);
 /// The share an endpoint that comes back begins with.
 const FIRST_SHARE: f64 = 0.1;
+/// Permits an endpoint begins with whose limit is to be learned.
+const START: u32 = 64;
+/// Rates kept at once: keys times models. Where clients bring their own keys, anybody can make new ones.
+const MAX_PACERS: usize = 1024;
 /// Weight of the newest response in the averages.
 const NEWEST: f64 = 0.1;
 
@@ -20,17 +27,30 @@ pub struct Status {
     pub breaker: BreakerState,
     /// When an open breaker lets its probe pass.
     pub breaker_open_until: Option<MonoTime>,
-    /// Attempts under way.
+    /// Attempts under way that count against its limit.
     pub in_flight: u32,
+    /// What it was found to take; none while nothing bounds it.
+    pub limit: Option<u32>,
+    /// Requests that the scarcest known rate still allows.
+    pub requests_remaining: Option<f64>,
+    /// Tokens that the scarcest known rate still allows.
+    pub tokens_remaining: Option<f64>,
+    /// Rates that the upstream has stopped.
+    pub stopped: usize,
+    /// The last active check failed.
+    pub unhealthy: bool,
     /// It rests because it was far slower than its peers.
     pub ejected: bool,
     /// Keys that rest.
     pub keys_resting: usize,
 }
 
+/// Whose rate: the endpoint's key and nobody, or no key of its own and the client.
+type Line = (KeyId, TenantId, ModelId);
+
 /// How quick it is, normalised by length.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct Quickness {
     /// Seconds to the first token.
     pub(super) first: f64,
     /// Seconds per output token after it.
@@ -42,27 +62,56 @@ pub(super) struct Pace {
 pub(super) struct Endpoint {
     member: Member,
     pub(super) breaker: Breaker,
+    /// Attempts that count against its limit.
     pub(super) in_flight: u32,
+    /// The most of them in this second.
+    peak: u32,
+    /// Attempts beside those.
+    others: u32,
+    pub(super) law: Concurrency,
+    pace_params: PaceParams,
+    pacers: BTreeMap<Line, (Pacer, MonoTime)>,
+    unhealthy: bool,
     /// When each key's rest is over.
     keys: Vec<MonoTime>,
     next_key: usize,
     /// When it came back, while it is being eased in.
     back_since: Option<MonoTime>,
-    pub(super) pace: Pace,
+    pub(super) pace: Quickness,
     pub(super) ejected_until: MonoTime,
     /// Ejections in a row.
     pub(super) ejections: u32,
 }
 
 impl Endpoint {
-    pub(super) fn new(member: Member, breaker: BreakerParams, now: MonoTime) -> Self {
+    pub(super) fn new(member: Member, params: &Params, now: MonoTime) -> Self {
+        let e = &member.endpoint;
+        let learning = match e.concurrency {
+            ConcurrencyMode::Fixed(n) => Learning::Fixed(n),
+            ConcurrencyMode::Unlimited => Learning::Unlimited,
+            ConcurrencyMode::Learn => Learning::Learn { start: START },
+            ConcurrencyMode::Auto if !params.learn => Learning::Unlimited,
+            ConcurrencyMode::Auto if member.hosted => Learning::Hosted,
+            ConcurrencyMode::Auto => Learning::Learn { start: START },
+        };
+        let most = if params.most == 0 { u32::MAX } else { params.most };
         Self {
-            breaker: Breaker::new(breaker),
+            breaker: Breaker::new(params.breaker.clone()),
             in_flight: 0,
+            peak: 0,
+            others: 0,
+            law: Concurrency::new(learning, most),
+            pace_params: PaceParams {
+                requests_per_minute: e.requests_per_minute.map(|n| n as f64),
+                tokens_per_minute: e.tokens_per_minute.map(|n| n as f64),
+                buffer: e.rate_limit_buffer,
+            },
+            pacers: BTreeMap::new(),
+            unhealthy: false,
             keys: vec![MonoTime::ZERO; usize::from(member.keys.max(1))],
             next_key: 0,
             back_since: None,
-            pace: Pace::default(),
+            pace: Quickness::default(),
             ejected_until: now,
             ejections: 0,
             member,
@@ -77,28 +126,102 @@ impl Endpoint {
             Verdict::OpenUntil(until) => return Err(Hold::Down { until }),
             Verdict::Probe | Verdict::Probing => return Err(Hold::Probe),
         }
-        self.key(now)
+        if want.paced && self.law.limit().is_some_and(|limit| self.in_flight >= limit.max(1)) {
+            return Err(Hold::Full);
+        }
+        self.key(now, want)
     }
 
-    /// In turn, without those that rest; if all do, the one whose rest ends first.
-    fn key(&self, now: MonoTime) -> Result<KeyId, Hold> {
+    /// In turn, without those that rest and those whose rate is used up; if all rest, the one whose rest ends first.
+    fn key(&self, now: MonoTime, want: &Want) -> Result<KeyId, Hold> {
         let n = self.keys.len();
-        let in_turn = (0..n).map(|i| (self.next_key + i) % n);
-        let awake = in_turn.clone().find(|k| self.keys[*k] <= now);
-        let key = awake.or_else(|| in_turn.min_by_key(|k| self.keys[*k])).unwrap_or_default();
-        Ok(KeyId(u16::try_from(key).unwrap_or_default()))
+        let in_turn = || (0..n).map(|i| (self.next_key + i) % n);
+        let any_awake = self.keys.iter().any(|until| *until <= now);
+        let wakes_first = in_turn().min_by_key(|k| self.keys[*k]);
+        let mut held: Option<Hold> = None;
+        for k in in_turn() {
+            let usable = if any_awake { self.keys[k] <= now } else { Some(k) == wakes_first };
+            if !usable {
+                continue;
+            }
+            let key = KeyId(u16::try_from(k).unwrap_or_default());
+            match self.rate(now, want, key) {
+                None => return Ok(key),
+                Some(hold) => held = Some(held.map_or(hold, |h| h.sooner(hold))),
+            }
+        }
+        Err(held.unwrap_or(Hold::Full))
+    }
+
+    /// What the rate of `key` makes `want` wait for.
+    fn rate(&self, now: MonoTime, want: &Want, key: KeyId) -> Option<Hold> {
+        if !want.paced {
+            return None;
+        }
+        let Some((pacer, _)) = self.pacers.get(&self.line(key, want.tenant, want.model)) else {
+            // nothing is known of it; what is configured begins full
+            return None;
+        };
+        let stopped = pacer.stopped_until(now).is_some();
+        match pacer.ready(now, want.cost) {
+            Pace::Now => None,
+            Pace::At(until) | Pace::Probing(until) => Some(Hold::Rate { until, stopped }),
+        }
+    }
+
+    fn line(&self, key: KeyId, tenant: TenantId, model: ModelId) -> Line {
+        (key, if self.member.keys == 0 { tenant } else { TenantId::default() }, model)
+    }
+
+    /// The pacer of an attempt under way.
+    pub(super) fn pacer(&mut self, attempt: &Attempt) -> Option<&mut Pacer> {
+        if !attempt.paced {
+            return None;
+        }
+        let line = self.line(attempt.place.key, attempt.tenant, attempt.model);
+        self.pacers.get_mut(&line).map(|(pacer, _)| pacer)
+    }
+
+    fn charge(&mut self, now: MonoTime, want: &Want, key: KeyId) {
+        let line = self.line(key, want.tenant, want.model);
+        if self.pacers.len() >= MAX_PACERS && !self.pacers.contains_key(&line) {
+            // the one that was not used for the longest; its charges are settled against nothing
+            let oldest = self.pacers.iter().min_by_key(|(_, (_, used))| *used).map(|(line, _)| *line);
+            oldest.map(|line| self.pacers.remove(&line));
+        }
+        let (pacer, used) =
+            self.pacers.entry(line).or_insert_with(|| (Pacer::new(&self.pace_params, now), now));
+        *used = now;
+        pacer.charge(now, want.ticket, want.cost);
     }
 
     pub(super) fn start(&mut self, now: MonoTime, want: &Want, key: KeyId) -> (Verdict, Option<Transition>) {
-        self.in_flight = self.in_flight.saturating_add(1);
+        if want.paced {
+            self.in_flight = self.in_flight.saturating_add(1);
+            self.peak = self.peak.max(self.in_flight);
+            self.charge(now, want, key);
+        } else {
+            self.others = self.others.saturating_add(1);
+        }
         self.next_key = (usize::from(key.0) + 1) % self.keys.len();
         self.breaker.start(now, want.ticket)
     }
 
-    pub(super) fn release(&mut self, now: MonoTime, sample: Option<&Sample>) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    pub(super) fn release(&mut self, now: MonoTime, attempt: &Attempt, sample: Option<&Sample>) {
         if let Some(sample) = sample {
             self.pace.observe(sample);
+            if attempt.paced {
+                self.law.sample(now, sample, self.in_flight);
+            }
+        }
+        let used = sample.map(|s| Tokens(s.prompt.0.saturating_add(s.output.0)));
+        if let Some(pacer) = self.pacer(attempt) {
+            pacer.settle(now, attempt.ticket, used);
+        }
+        if attempt.paced {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        } else {
+            self.others = self.others.saturating_sub(1);
         }
         let eased = self.member.endpoint.slow_start;
         if self.back_since.is_some_and(|since| now.since(since) >= eased) {
@@ -113,9 +236,23 @@ impl Endpoint {
         }
     }
 
+    /// Closes a second.
+    pub(super) fn second(&mut self, now: MonoTime, waiting: bool) -> Option<Change> {
+        let peak = std::mem::replace(&mut self.peak, self.in_flight);
+        self.law.tick(now, peak, waiting)
+    }
+
+    /// An active check failed or passed.
+    pub(super) fn checked(&mut self, now: MonoTime, healthy: bool) {
+        if std::mem::replace(&mut self.unhealthy, !healthy) && healthy {
+            self.comes_back(now);
+        }
+    }
+
     pub(super) fn comes_back(&mut self, now: MonoTime) {
+        self.law.reset(now);
         self.back_since = (!self.member.endpoint.slow_start.is_zero()).then_some(now);
-        self.pace = Pace::default();
+        self.pace = Quickness::default();
     }
 
     /// Lets a key rest, unless it is the client's own or the only one.
@@ -129,8 +266,9 @@ impl Endpoint {
         Some(until)
     }
 
+    /// It is to be used only where nothing else is left.
     pub(super) fn ejected(&self, now: MonoTime) -> bool {
-        now < self.ejected_until
+        self.unhealthy || now < self.ejected_until
     }
 
     /// In flight over what it takes; what a new request would make of it, so that empty ones differ too.
@@ -140,7 +278,10 @@ impl Endpoint {
             Some(since) if ramp > 0.0 => (now.since(since).as_secs_f64() / ramp).clamp(FIRST_SHARE, 1.0),
             _ => 1.0,
         };
-        f64::from(self.in_flight.saturating_add(1)) / (f64::from(self.member.endpoint.weight.max(1)) * share)
+        let takes = self.law.limit().map_or(1.0, |limit| f64::from(limit.max(1)));
+        let weight = f64::from(self.member.endpoint.weight.max(1));
+        let open = self.in_flight.saturating_add(self.others).saturating_add(1);
+        f64::from(open) / (weight * share * takes)
     }
 
     pub(super) fn status(&self, now: MonoTime) -> Status {
@@ -148,13 +289,22 @@ impl Endpoint {
             breaker: self.breaker.state(),
             breaker_open_until: self.breaker.open_until(),
             in_flight: self.in_flight,
+            limit: self.law.limit(),
+            requests_remaining: least(self.pacers.values().map(|(p, _)| p.status(now).requests.remaining)),
+            tokens_remaining: least(self.pacers.values().map(|(p, _)| p.status(now).tokens.remaining)),
+            stopped: self.pacers.values().filter(|(p, _)| p.stopped_until(now).is_some()).count(),
+            unhealthy: self.unhealthy,
             ejected: self.ejected(now),
             keys_resting: self.keys.iter().filter(|until| **until > now).count(),
         }
     }
 }
 
-impl Pace {
+fn least(all: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    all.flatten().min_by(f64::total_cmp)
+}
+
+impl Quickness {
     fn observe(&mut self, s: &Sample) {
         if s.output.0 == 0 {
             return;
