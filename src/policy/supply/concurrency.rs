@@ -225,7 +225,10 @@ impl Concurrency {
 
     fn learn(&mut self, now: MonoTime, waiting: bool) {
         let calm = self.waiting_inside(now);
-        let knee = self.knee(now);
+        let mut knee = self.knee(now);
+        if self.server.speaks(now) {
+            knee = knee.map(|k| Knee { cap: k.edge, bracketed: true, ..k });
+        }
         if let Some(look) = self.look {
             self.looking(now, look, knee);
             return;
@@ -251,11 +254,11 @@ impl Concurrency {
 
     /// Closes the window of first tokens; says whether nothing speaks against more.
     fn waiting_inside(&mut self, now: MonoTime) -> bool {
-        let server_calm = self.server.calm(now);
+        let speaks = self.server.speaks(now);
         if let Some(inside) = self.wait.close(now)
             && !self.wait.was_in_vain(&inside)
             && inside.target() < (self.s - 0.5).min(inside.n - 0.25)
-            && !server_calm
+            && !speaks
         {
             self.slow_start = false;
             self.look = None;
@@ -264,7 +267,10 @@ impl Concurrency {
         }
         let streams = self.shares[Kind::Stream as usize] >= 0.2 * self.shares.iter().sum::<f64>();
         let tried = |inside: Inside| inside.calm() && inside.n >= REACHED * self.s - 0.5;
-        server_calm || !streams || self.wait.last(now).is_some_and(tried)
+        if speaks {
+            return self.server.calm(now);
+        }
+        !streams || self.wait.last(now).is_some_and(tried)
     }
 
     /// The worst of the kinds that matter.

@@ -43,6 +43,8 @@ pub(super) struct Knee {
     pub(super) bracketed: bool,
     /// The largest limit that makes sense.
     pub(super) cap: f64,
+    /// The last before the server makes less.
+    pub(super) edge: f64,
     /// The least n known.
     pub(super) least: f64,
     /// The largest.
@@ -123,9 +125,10 @@ impl Curve {
             Some(next) => crossing(points[fallen], *next, most + FALLEN.ln()),
             None => f64::INFINITY,
         };
-        let cap = (DEPTH * knee.exp() + 1.0).min(edge.exp());
+        let (edge, knee) = (edge.exp(), knee.exp());
+        let cap = (DEPTH * knee + 1.0).min(edge);
         let bracketed = total(&first) < enough || first.0 < 0.2;
-        Some(Knee { at: knee.exp(), bracketed, cap, least: first.0.exp(), seen: last.0.exp() })
+        Some(Knee { at: knee, bracketed, cap, edge, least: first.0.exp(), seen: last.0.exp() })
     }
 
     /// The believed bands as `(ln n, ln y)`, by pool-adjacent-violators made to fall.

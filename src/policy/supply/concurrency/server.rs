@@ -7,6 +7,8 @@ use crate::policy::units::MonoTime;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Server {
+    /// When it said how many wait.
+    said: Option<MonoTime>,
     /// When it said that nothing waits.
     calm: Option<MonoTime>,
     /// When it said that its cache is nearly full: one more could push another out.
@@ -22,7 +24,9 @@ impl Server {
     /// Takes note of one read. Says what S should be at most, if something waits for the second time.
     pub(super) fn read(&mut self, now: MonoTime, load: ServerLoad, in_flight: u32, s: f64) -> Option<f64> {
         self.full = load.kv_use.is_some_and(|share| share >= NEARLY_FULL).then_some(now);
-        if load.waiting? < 1.0 {
+        let waiting = load.waiting?;
+        self.said = Some(now);
+        if waiting < 1.0 {
             (self.calm, self.waiting) = (Some(now), 0);
             return None;
         }
@@ -34,7 +38,7 @@ impl Server {
             return None;
         }
         // others may send to it too: the share of one's own that runs is everyone's
-        let running = load.running? / (load.running? + load.waiting?) * in_flight;
+        let running = load.running? / (load.running? + waiting) * in_flight;
         let to = running + (0.1 * running).max(1.0);
         (to < s - 0.5).then(|| {
             self.waiting = 0;
@@ -45,6 +49,12 @@ impl Server {
     /// Nothing waits inside, it says.
     pub(super) fn calm(&self, now: MonoTime) -> bool {
         self.calm.is_some_and(|at| now.since(at) <= FRESH)
+    }
+
+    /// It says what it does with what it is sent. How many it runs at once is then its operator's choice, even if
+    /// more of them make no more tokens.
+    pub(super) fn speaks(&self, now: MonoTime) -> bool {
+        self.said.is_some_and(|at| now.since(at) <= FRESH)
     }
 
     pub(super) fn full(&self, now: MonoTime) -> bool {

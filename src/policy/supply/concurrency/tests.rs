@@ -99,6 +99,21 @@ fn slots_with_a_queue_inside_are_found_and_found_again_after_a_restart() {
 }
 
 #[test]
+fn a_server_that_tells_how_many_wait_gets_what_it_runs() {
+    // one processor: six at once make no more than one, so without its word there would be no reason to send six
+    let (mut law, mut server) = (learn(), Server::new(6.0, false, 1.0));
+    let mut seen = Vec::new();
+    for at in 0..360 {
+        server.second(&mut law, at, 24);
+        let (all, running) = (server.jobs.len() as f64, server.jobs.len().min(6) as f64);
+        let load = ServerLoad { running: Some(running), waiting: Some(all - running), kv_use: None };
+        law.server(MonoTime::from_secs(at + 1), load);
+        seen.extend(law.limit().filter(|_| at >= 240));
+    }
+    assert!(seen.iter().all(|s| (6..=13).contains(s)), "{seen:?}");
+}
+
+#[test]
 fn a_batch_server_s_size_is_found_from_either_side() {
     for slots in [16.0, 32.0, 64.0] {
         let mut law = learn();
