@@ -215,6 +215,8 @@ impl Concurrency {
     pub fn tick(&mut self, now: MonoTime, peak: u32, waiting: bool) -> Option<Change> {
         self.peak = peak;
         self.refusals.tick();
+        // where responses take long, nothing else tells of those that were sent meanwhile
+        self.load.set_if_silent(now, peak);
         match self.learning {
             Learning::Learn { .. } => self.learn(now, waiting),
             Learning::Hosted if self.reached() => self.grow(now, f64::INFINITY),

@@ -21,6 +21,7 @@ pub(super) struct Load {
 
 const STEP: Duration = Duration::from_millis(250);
 const MARKS: usize = 480;
+const SILENCE: Duration = Duration::from_secs(1);
 
 impl Load {
     /// `in_flight` is the number from now on; until now it was the one told before.
@@ -33,6 +34,13 @@ impl Load {
             if self.marks.len() > MARKS {
                 self.marks.pop_front();
             }
+        }
+    }
+
+    /// The same, if nothing was told for a second.
+    pub(super) fn set_if_silent(&mut self, now: MonoTime, in_flight: u32) {
+        if now.since(self.at) >= SILENCE {
+            self.set(now, in_flight);
         }
     }
 
@@ -75,9 +83,14 @@ mod tests {
             let got = load.mean(Duration::from_secs(span));
             assert!((got - mean).abs() < 0.01, "{span} s: {got}");
         }
+        // a silent second
+        load.set_if_silent(MonoTime::from_secs(60), 99);
+        assert_eq!(load.in_flight(), 30);
+        load.set_if_silent(MonoTime::from_secs(61), 99);
+        assert_eq!(load.in_flight(), 99);
         // a span longer than what is kept, and a clock that stands still
         assert!(load.mean(Duration::from_secs(86_400)) > 10.0);
-        (0..1000).for_each(|_| load.set(MonoTime::from_secs(60), 7));
+        (0..1000).for_each(|_| load.set(MonoTime::from_secs(61), 7));
         assert!(load.mean(Duration::from_secs(1)).is_finite() && load.marks.len() <= MARKS);
     }
 }
