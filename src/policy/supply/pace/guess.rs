@@ -10,8 +10,8 @@
 //! In doubt it is the cap: lowering S by a tenth also lowers a rate, and as S falls the evidence comes. With fewer
 //! than two in flight it cannot be the cap.
 //!
-//! A rate found so is searched by AIMD: × 0.7 of what was being sent, then + 1 % a second, given up when it
-//! no longer binds.
+//! A rate found so is searched by AIMD: × 0.7 of what was being sent at the second refusal within a minute,
+//! then + 1 % a second, given up when it no longer binds.
 //!
 //! Without it an API with no headers would be knocked at for ever. Called by `pacer` only.
 
@@ -26,6 +26,8 @@ const CUT: f64 = 0.7;
 const GROWTH: f64 = 0.01;
 /// Slowest rate that is tried, per second.
 const SLOWEST: f64 = 0.05;
+/// A refusal within this many seconds of another is not the first.
+const AGAIN: f64 = 60.0;
 /// A limit this many times what is being sent binds nobody.
 const LOOSE: f64 = 4.0;
 
@@ -48,6 +50,8 @@ pub(super) struct Guess {
     limit: Option<Bucket>,
     grown: MonoTime,
     cut: MonoTime,
+    /// The last refusal that was for the rate.
+    last: Option<MonoTime>,
 }
 
 impl Guess {
@@ -61,6 +65,7 @@ impl Guess {
             limit: None,
             grown: now,
             cut: MonoTime::ZERO,
+            last: None,
         }
     }
 
@@ -120,17 +125,25 @@ impl Guess {
         if self.evidence > 0.5 || others < 2 { Cause::Rate } else { Cause::Concurrency }
     }
 
-    /// It is the rate: less of it. Once for all that left before `sent`, the last cut.
+    /// It is the rate: less of it from the second refusal within a minute on, for the stop alone may do. Once for
+    /// all that left before the last cut.
     pub(super) fn cut(&mut self, now: MonoTime, sent: MonoTime) {
         if sent < self.cut {
+            return;
+        }
+        let again = self.last.is_some_and(|last| now.since(last).as_secs_f64() < AGAIN);
+        self.last = Some(now);
+        if !again && self.limit.is_none() {
+            self.cut = now;
             return;
         }
         self.cut = now;
         self.grown = now;
         let was = self.limit.as_ref().map_or(f64::INFINITY, Bucket::rate).min(self.mean(now));
         let rate = (was * CUT).max(SLOWEST);
+        // the stop comes first, and after it one may go
         let mut bucket = Bucket::new(rate, rate.max(1.0), now);
-        bucket.add(now, -bucket.level(now));
+        bucket.add(now, 1.0 - bucket.level(now));
         self.limit = Some(bucket);
     }
 

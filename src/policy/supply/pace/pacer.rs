@@ -304,8 +304,7 @@ impl Pacer {
         }
         if let Some(at) = limits.retry_at.filter(|at| *at > now) {
             if empty.is_none() && limits.requests.remaining.is_none() && limits.tokens.remaining.is_none() {
-                self.requests.emptied(now);
-                self.tokens.emptied(now);
+                self.mistaken(now, flight);
             }
             return Some(at);
         }
@@ -318,8 +317,7 @@ impl Pacer {
             return Some(reset);
         }
         if !said && (self.requests.is_empty(now, 1.0) || self.tokens.is_empty(now, flight.cost)) {
-            self.requests.emptied(now);
-            self.tokens.emptied(now);
+            self.mistaken(now, flight);
             return Some(now);
         }
         match self.guess.refused(now, flight.others) {
@@ -331,10 +329,25 @@ impl Pacer {
         }
     }
 
+    /// It was the rate, and what is known of it did not foresee that, nor does it learn from this: less by trying.
+    fn mistaken(&mut self, now: MonoTime, flight: &Flight) {
+        self.requests.emptied(now);
+        self.tokens.emptied(now);
+        self.guess.cut(now, flight.sent);
+    }
+
     /// Stops, at least until `until`; longer each time a probe fails.
     fn stop(&mut self, now: MonoTime, ticket: Ticket, flight: &Flight, until: MonoTime) -> MonoTime {
+        // what left before the stop tells nothing that the probe, now out, will not tell better
+        if let State::Probing { ticket: probe, until } = self.state
+            && probe != ticket
+            && flight.sent < self.stopped
+            && now < until
+        {
+            return until;
+        }
         // of those that left before the stop, the first was counted
-        if self.fails == 0 || flight.sent >= self.stopped || self.is_probe(ticket) {
+        if self.fails == 0 || flight.sent >= self.stopped {
             self.fails = self.fails.saturating_add(1);
         }
         let hinted = until > now;
@@ -345,9 +358,10 @@ impl Pacer {
         let mut until = until.max(least);
         if let State::Stopped { until: before } = self.state {
             until = until.max(before);
+        } else {
+            self.stopped = now;
         }
         self.state = State::Stopped { until };
-        self.stopped = now;
         until
     }
 }
@@ -475,6 +489,26 @@ mod tests {
         assert!(matches!(p.ready(until, Tokens(1)), Pace::Probing(_)));
         p.answered(until + ms(100), Ticket(3));
         assert_eq!(p.ready(until + ms(100), Tokens(1)), Pace::Now);
+    }
+
+    #[test]
+    fn a_late_refusal_sends_no_second_probe() {
+        let mut p = Pacer::new(&PaceParams::default(), T);
+        for n in 0..10 {
+            p.charge(T, Ticket(n), Tokens(1));
+        }
+        let until = T + ms(60);
+        p.refused(T + ms(50), Ticket(0), &retry(until));
+        p.charge(until, Ticket(100), Tokens(1));
+        for n in 1..10 {
+            assert!(matches!(p.refused(T + ms(70), Ticket(n), &retry(T + ms(80))), Refusal429::Rate { .. }));
+            assert!(matches!(p.ready(T + ms(90), Tokens(1)), Pace::Probing(_)));
+        }
+        // the probe's own counts, and the next wait is longer
+        let Refusal429::Rate { until } = p.refused(T + ms(110), Ticket(100), &retry(T + ms(120))) else {
+            panic!()
+        };
+        assert_eq!(until, T + ms(310));
     }
 
     #[test]
