@@ -21,7 +21,8 @@ use tidegate::clock::Clock;
 use tidegate::listener::{self, Serving};
 use tidegate::policy::engine;
 use tidegate::policy::predict::PolicyKind;
-use tidegate::proxy::{self, Gate, Memory, Parts, Tunnels};
+use tidegate::policy::supply::RetryParams;
+use tidegate::proxy::{self, Gate, Group, Memory, Parts, Routes, Tunnels};
 use tidegate::telemetry::{self, AccessLog, Telemetry};
 use tidegate::upstream::{self, Dial, Dialing, Io, Upstream};
 use tokio::io::DuplexStream;
@@ -62,8 +63,10 @@ fn proxied(tasks: &TaskTracker, access_log: AccessLog) -> DuplexStream {
     let stack = proxy::stack(Parts {
         worker: 0,
         params: proxy::Params::default(),
-        gate: Gate::new(params, clock, |_| {}),
-        upstream,
+        routes: Arc::new(Routes::single(
+            Group::new("default", Gate::new(params, clock, |_| {}), vec![upstream]),
+            RetryParams::default(),
+        )),
         memory: Memory::new(1 << 30),
         tunnels: Tunnels::default(),
         telemetry: telemetry.worker(0),

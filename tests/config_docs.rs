@@ -50,8 +50,9 @@ fn settings(path: &str, value: &toml::Value, found: &mut BTreeMap<String, String
             let pairs = table.iter().filter_map(|(name, v)| Some(format!("{name}={}", text(v)?)));
             found.insert(path.to_owned(), pairs.collect::<Vec<_>>().join(","));
         }
-        toml::Value::Array(items) if items.iter().all(toml::Value::is_str) => {
-            found.insert(path.to_owned(), items.iter().filter_map(text).collect::<Vec<_>>().join(","));
+        toml::Value::Array(items) if !items.iter().any(toml::Value::is_table) => {
+            let all = items.iter().map(|v| text(v).unwrap_or_else(|| v.to_string()));
+            found.insert(path.to_owned(), all.collect::<Vec<_>>().join(","));
         }
         toml::Value::Table(table) => table.iter().for_each(|(name, v)| settings(&below(name), v, found)),
         toml::Value::Array(items) => {
@@ -81,6 +82,7 @@ fn the_documented_defaults_are_the_codes() {
             queue: Default::default(),
             scaling: Default::default(),
             breaker: Default::default(),
+            retry: Default::default(),
             upstreams: vec![Default::default()],
         }
     );

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::app::Shared;
-use crate::proxy::Gate;
+use crate::proxy::Routes;
 use crate::telemetry::{Admin, serve_connection};
 
 /// Scrapes and probes at once; more than that is a mistake or an attack.
@@ -43,8 +43,10 @@ impl Control {
     async fn control(self) {
         let tasks = TaskTracker::new();
         tasks.spawn(serve_admin(self.admin, self.admin_socket));
-        tasks.spawn(self.shared.gate.clone().run_timer());
-        tasks.spawn(watch(self.shared.gate.clone()));
+        for group in self.shared.routes.groups() {
+            tasks.spawn(group.gate().clone().run_timer());
+        }
+        tasks.spawn(watch(self.shared.routes.clone()));
         let stop = self.shared.stop.clone();
         stop.drain.cancelled().await;
         self.shared.begin_drain();
@@ -64,12 +66,12 @@ impl Control {
 
 /// Ticks as well, in case the predictor's thread, which does, should hang or be gone: only so can the engine
 /// notice that plans fail to come.
-async fn watch(gate: Arc<Gate>) -> Infallible {
+async fn watch(routes: Arc<Routes>) -> Infallible {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         seconds.tick().await;
-        gate.tick();
+        routes.groups().iter().for_each(|group| group.gate().tick());
     }
 }
 

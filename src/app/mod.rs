@@ -12,9 +12,11 @@
 
 mod control;
 mod pace;
+mod routes;
 mod worker;
 
 pub use pace::keep_time;
+pub use routes::routes;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,13 +30,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::listener::{self, Connections};
-use crate::policy::{engine, supply};
-use crate::proxy::{Gate, Memory, Report, Tunnels};
-use crate::telemetry::{Admin, GateStatus, Telemetry, TelemetryError};
+use crate::proxy::{Memory, Routes, Tunnels};
+use crate::telemetry::{Admin, Telemetry, TelemetryError};
 use crate::upstream::{SetupError, Upstream};
-
-/// The name of the one upstream group there is.
-const GROUP: &str = "default";
 
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +47,12 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
-    /// The upstream cannot be set up.
+    /// An upstream cannot be set up.
     #[error(transparent)]
     Upstream(#[from] SetupError),
+    /// Two upstreams want the same models, and are no group. The configuration's check says so with its lines.
+    #[error("{0:?} and {1:?} are patterns of different upstreams that want the same models")]
+    Models(String, String),
     /// Telemetry cannot be set up.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -88,8 +89,7 @@ impl Stop {
 /// What all threads share.
 #[derive(Clone)]
 struct Shared {
-    gate: Arc<Gate>,
-    upstream: Arc<Upstream>,
+    routes: Arc<Routes>,
     telemetry: Arc<Telemetry>,
     memory: Memory,
     tunnels: Tunnels,
@@ -122,14 +122,14 @@ impl Running {
         let workers = config.listen.workers;
         let registry = Registry::new();
         let telemetry = Telemetry::new(&config.telemetry, clock, workers, &registry)?;
-        let upstream = Upstream::new(config.first_upstream(), workers, clock)?;
+        let upstreams = config.upstreams.iter().map(|params| Upstream::new(params.clone(), workers, clock));
+        let upstreams = upstreams.collect::<Result<Vec<_>, _>>()?;
         let (sockets, address) = bind_all(config.listen.address, workers)?;
         let admin_socket = bind_admin(config.telemetry.admin_address)?;
         let admin = local_address("admin", &admin_socket)?;
-        let gate = gate(config, clock, &telemetry, &upstream, |_| {});
+        let routes = routes(config, clock, &telemetry, &upstreams, |_, _| {})?;
         let shared = Shared {
-            gate,
-            upstream,
+            routes,
             telemetry: telemetry.clone(),
             memory: Memory::new(config.limits.body_memory),
             tunnels: Tunnels::default(),
@@ -159,7 +159,8 @@ impl Running {
             working,
         };
         running.spawn("control", move || control.run())?;
-        tracing::info!(%address, %admin, upstream = %config.first_upstream().base_url, workers, "listening");
+        let upstreams: Vec<String> = config.upstreams.iter().map(|u| u.base_url.to_string()).collect();
+        tracing::info!(%address, %admin, upstream = upstreams.join(" "), workers, "listening");
         Ok(running)
     }
 
@@ -205,59 +206,6 @@ impl Running {
     }
 }
 
-/// The gate, with telemetry told of all it reports and of its state. `heard` hears of each report as well.
-pub fn gate(
-    config: &Config,
-    clock: Clock,
-    telemetry: &Arc<Telemetry>,
-    upstream: &Arc<Upstream>,
-    heard: impl Fn(&Report) + Send + Sync + 'static,
-) -> Arc<Gate> {
-    let params = engine::Params {
-        admission: config.queue.clone(),
-        scaling: config.scaling.clone(),
-        supply: supply::Params { breaker: config.breaker.clone(), ..supply::Params::default() },
-    };
-    let (told, name) = (telemetry.clone(), upstream.name().clone());
-    let gate = Gate::new(params, clock, move |report| {
-        heard(&report);
-        match report {
-            Report::Decided(decision) => told.decision(GROUP, &decision),
-            Report::Resized { from, to, reason } => told.resized(GROUP, from, to, reason),
-            Report::Supply(supply::Report::Breaker(_, transition)) => told.breaker(&name, transition),
-            Report::Supply(_) | Report::Requeued(_) => {}
-        }
-    });
-    let (observed, upstream) = (gate.clone(), upstream.clone());
-    telemetry.observe_gate(move || {
-        let s = observed.status();
-        let (idle, active) = upstream.connections();
-        GateStatus {
-            group: GROUP,
-            upstream: upstream.name().clone(),
-            limit: s.limit,
-            need: s.need,
-            ceiling: s.ceiling,
-            min: s.min,
-            max: s.max,
-            in_flight: s.in_flight,
-            unqueued: u32::try_from(s.unqueued).unwrap_or(u32::MAX),
-            websockets: u32::try_from(s.websockets).unwrap_or(u32::MAX),
-            queued: s.queued,
-            queue_bytes: s.queue_bytes,
-            breaker: s.breaker,
-            breaker_open_until: s.breaker_open_until,
-            stale: s.stale,
-            draining: s.draining,
-            connections_idle: idle,
-            connections_active: active,
-            connections_target: upstream.warm(),
-            connects: upstream.connects().clone(),
-        }
-    });
-    gate
-}
-
 fn bind(section: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
     listener::bind(address).map_err(|source| StartError::Bind { section, address, source })
 }
@@ -296,7 +244,7 @@ impl Shared {
     /// The drain begins: nothing new is admitted, connections end after what they are doing.
     fn begin_drain(&self) {
         tracing::info!("draining");
-        self.gate.drain();
+        self.routes.groups().iter().for_each(|group| group.gate().drain());
         self.draining.store(true, Ordering::Relaxed);
         self.drain.cancel();
     }

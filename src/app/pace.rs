@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::app::{GROUP, Shared};
+use futures_util::future::join_all;
+
+use crate::app::Shared;
 use crate::clock;
 use crate::policy::predict::{self, Mode, Predictor, Ready, Wall};
-use crate::policy::supply::BreakerState;
-use crate::proxy::Gate;
+use crate::policy::supply::{BreakerState, EndpointParams};
+use crate::proxy::{Group, Routes};
 use crate::telemetry::Telemetry;
-use crate::upstream::Upstream;
 
 /// Runs [`keep_time`] until the proxy ends.
 pub(super) fn run(shared: Shared, scaling: predict::Params) {
@@ -22,27 +23,31 @@ pub(super) fn run(shared: Shared, scaling: predict::Params) {
             return;
         }
     };
-    let Shared { gate, upstream, telemetry, force, .. } = shared;
+    let Shared { routes, telemetry, force, .. } = shared;
+    let all = (0..routes.groups().len())
+        .map(|group| keep_time(routes.clone(), group, telemetry.clone(), scaling.clone(), wall));
     runtime.block_on(async {
         tokio::select! {
-            () = keep_time(gate, upstream, telemetry, scaling, wall) => {}
+            _ = join_all(all) => {}
             () = force.cancelled() => {}
         }
     });
 }
 
-/// Each second the engine's tick and what should be ready; every [`predict::interval`] a decision. Runs until
+/// For one group, by its number: each second the engine's tick and what should be ready; every [`predict::interval`] a decision. Runs until
 /// dropped.
 ///
 /// A tick that comes late is not made up for. `wall` is asked for the time of day. The scenarios run it on a
 /// paused clock.
 pub async fn keep_time(
-    gate: Arc<Gate>,
-    upstream: Arc<Upstream>,
+    routes: Arc<Routes>,
+    group: usize,
     telemetry: Arc<Telemetry>,
     scaling: predict::Params,
     wall: impl Fn() -> Wall,
 ) {
+    let Some(group) = routes.groups().get(group) else { return };
+    let gate = group.gate();
     // counted, not timed: a tick that comes a moment early must not cost a whole second
     let every = predict::interval(&scaling).as_secs().max(1);
     let acts = scaling.mode == Mode::Act;
@@ -58,8 +63,8 @@ pub async fn keep_time(
         let decide = passed % every == 0;
         let (ready, decision) = gate
             .consult(wall(), |snapshot| (predictor.tick(snapshot), decide.then(|| predictor.plan(snapshot))));
-        telemetry.ready(GROUP, ready);
-        upstream.prepare(warm(&gate, ready, acts));
+        telemetry.ready(group.name(), ready);
+        prepare(group, if acts { ready } else { Ready::default() });
         if let Some(decision) = decision {
             gate.install(decision);
         }
@@ -69,12 +74,22 @@ pub async fn keep_time(
     }
 }
 
-/// Connections to have open: none before their time where the upstream fails, a drain has begun or the mode is
-/// to watch only.
-fn warm(gate: &Gate, ready: Ready, acts: bool) -> usize {
-    let status = gate.status();
-    let may = acts && !status.draining && status.breaker == BreakerState::Closed;
-    if may { usize::try_from(ready.connections).unwrap_or(usize::MAX) } else { 0 }
+/// Has each endpoint open its share of the connections, by weight among those that are used first: none before
+/// their time where all of them fail, a drain has begun or the mode is to watch only.
+fn prepare(group: &Group, ready: Ready) {
+    let status = group.gate().status();
+    let closed = |i: usize| status.endpoints.get(i).is_some_and(|e| e.breaker == BreakerState::Closed);
+    let settings = || group.endpoints().iter().map(|upstream| &upstream.params().supply).enumerate();
+    let tier = settings().filter(|(i, _)| closed(*i)).map(|(_, s)| s.tier).min();
+    let weight = |(i, s): (usize, &EndpointParams)| {
+        let used = closed(i) && Some(s.tier) == tier && !status.draining;
+        if used { u64::from(s.weight) } else { 0 }
+    };
+    let all: u64 = settings().map(weight).sum();
+    for (upstream, own) in group.endpoints().iter().zip(settings().map(weight)) {
+        let part = (u64::from(ready.connections) * own).div_ceil(all.max(1));
+        upstream.prepare(usize::try_from(part).unwrap_or(usize::MAX));
+    }
 }
 
 /// The time of day in the system's time zone.

@@ -12,7 +12,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::app::Shared;
 use crate::config::Config;
 use crate::listener::{Acceptor, Serving};
-use crate::proxy::{self, Parts};
+use crate::proxy::{self, Group, Parts};
 use crate::upstream::keep_warm;
 
 pub(super) struct Worker {
@@ -35,8 +35,7 @@ impl Worker {
         let parts = Parts {
             worker: index,
             params: config.limits.clone(),
-            gate: shared.gate.clone(),
-            upstream: shared.upstream.clone(),
+            routes: shared.routes.clone(),
             memory: shared.memory.clone(),
             tunnels: shared.tunnels.clone(),
             telemetry: shared.telemetry.worker(index),
@@ -70,8 +69,10 @@ impl Worker {
                     return shared.stop.now();
                 }
             };
-            let warm = keep_warm(shared.upstream.clone(), parts.worker);
-            serving.tasks.spawn(shared.drain.clone().run_until_cancelled_owned(warm));
+            for upstream in shared.routes.groups().iter().flat_map(Group::endpoints) {
+                let warm = keep_warm(upstream.clone(), parts.worker);
+                serving.tasks.spawn(shared.drain.clone().run_until_cancelled_owned(warm));
+            }
             let acceptor = Acceptor { socket, connections: shared.connections.clone(), serving };
             let working = async {
                 // a fault of ours ends one request with an answer, not a connection without one

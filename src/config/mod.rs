@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use faults::{Fault, Faults, Place};
 
-use crate::policy::supply::BreakerParams;
+use crate::policy::supply::{BreakerParams, RetryParams};
 use crate::policy::{admission, predict};
 use crate::{listener, proxy, telemetry};
 use reader::Reader;
@@ -43,6 +43,8 @@ pub struct Config {
     pub scaling: predict::Params,
     /// `[breaker]`.
     pub breaker: BreakerParams,
+    /// `[retry]`.
+    pub retry: RetryParams,
     /// Every `[[upstream]]`, in the file's order. There is at least one.
     pub upstreams: Vec<crate::upstream::Params>,
 }

@@ -11,7 +11,7 @@ use super::upstream::{self, Vault, leads_back};
 use super::values::{self, Value, choice};
 use crate::policy::admission::{self, OnDrain};
 use crate::policy::predict::{self, ArticleWindow, Mode, PolicyKind};
-use crate::policy::supply::BreakerParams;
+use crate::policy::supply::{BreakerParams, RetryParams};
 use crate::telemetry::{self, AccessLog};
 use crate::{listener, proxy};
 
@@ -24,6 +24,7 @@ pub(super) fn read(reader: &mut Reader, vault: &Vault<'_>, warnings: &mut Vec<St
         queue: queue(reader),
         scaling: scaling(reader),
         breaker: breaker(reader),
+        retry: retry(reader),
         upstreams: upstream::read(reader, vault, warnings),
     };
     let (listen, admin) = (config.listen.address, config.telemetry.admin_address);
@@ -124,6 +125,21 @@ fn breaker(r: &mut Reader) -> BreakerParams {
         recovery: r.take("breaker.recovery", values::duration).unwrap_or(d.recovery),
     };
     r.check(&["breaker"], params, BreakerParams::try_new)
+}
+
+fn retry(r: &mut Reader) -> RetryParams {
+    let d = RetryParams::default();
+    let params = RetryParams {
+        statuses: r.take("retry.statuses", values::list(values::count)).unwrap_or(d.statuses),
+        on_connect: r.take("retry.on_connect", values::boolean).unwrap_or(d.on_connect),
+        on_reset: r.take("retry.on_reset", values::boolean).unwrap_or(d.on_reset),
+        backoff: r.take("retry.backoff", values::list(values::duration)).unwrap_or(d.backoff),
+        budget: r.take("retry.budget", values::count).unwrap_or(d.budget),
+        retry_cost: r.take("retry.retry_cost", values::count).unwrap_or(d.retry_cost),
+        timeout_cost: r.take("retry.timeout_cost", values::count).unwrap_or(d.timeout_cost),
+        success_refund: r.take("retry.success_refund", values::count).unwrap_or(d.success_refund),
+    };
+    r.check(&["retry"], params, RetryParams::try_new)
 }
 
 fn policy(value: &Value) -> Result<PolicyKind, String> {

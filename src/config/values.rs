@@ -86,6 +86,17 @@ pub(super) fn strings(value: &Value) -> Result<Vec<String>, String> {
     }
 }
 
+/// A list of anything; in a variable `a,b,c`.
+pub(super) fn list<T>(item: fn(&Value) -> Result<T, String>) -> impl Fn(&Value) -> Result<Vec<T>, String> {
+    move |value| match value {
+        Value::List(items) => {
+            items.iter().map(item).collect::<Result<_, _>>().map_err(|e| format!("in the list: {e}"))
+        }
+        Value::Text(text) => parts(text).map(|part| item(&Value::Text(part.to_owned()))).collect(),
+        _ => Err(expected("a list", value)),
+    }
+}
+
 /// Names for names; in a variable `a=b,c=d`.
 pub(super) fn names(value: &Value) -> Result<BTreeMap<String, String>, String> {
     const WANTED: &str = "names for names such as { \"a\" = \"b\" }, in a variable a=b,c=d";

@@ -56,7 +56,10 @@ where
             if takes_permit {
                 record.asked = Some(asked);
             }
-            match shared.parts.gate.admit(request.arrival, || record.queued = true).await {
+            let Some(group) = shared.parts.routes.groups().get(request.group) else {
+                return Err(Failure::new(Trouble::NoSuchModel, request.exchange));
+            };
+            match group.gate().admit(request.arrival, || record.queued = true).await {
                 Err(refused) => Err(Failure::new(Trouble::Refused(refused), request.exchange)),
                 Ok(permit) => {
                     let now = request.exchange.now();

@@ -1,37 +1,36 @@
-//! Whose request it is, and with which key it goes on.
+//! Whose request it is.
 //!
 //! The tenant is a hash of the client's key: fair shares and log lines need to tell clients apart, and
-//! nothing needs the key itself. It is the same in every process, so that logs can be compared.
+//! nothing needs the key itself. It is the same in every process, so that logs can be compared. The upstream's own
+//! key belongs to an attempt, and is put on in `forward.rs`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderValue};
 use tower::Service;
 
-use crate::policy::units::{KeyId, TenantId};
-use crate::proxy::Shared;
+use crate::policy::units::TenantId;
 use crate::proxy::exchange::{Arrived, Authed};
-use crate::upstream::{OTHER_KEYS, set_key};
+use crate::upstream::OTHER_KEYS;
 
 /// Makes [`Auth`].
-pub(super) struct Layer(pub(super) Arc<Shared>);
+#[derive(Clone, Copy)]
+pub(super) struct Layer;
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Auth<S>;
 
     fn layer(&self, inner: S) -> Auth<S> {
-        Auth { inner, shared: self.0.clone() }
+        Auth { inner }
     }
 }
 
-/// Knows the sender, and sees to the key.
+/// Knows the sender.
 #[derive(Clone)]
 pub(super) struct Auth<S> {
     inner: S,
-    shared: Arc<Shared>,
 }
 
 impl<S: Service<Authed>> Service<Arrived> for Auth<S> {
@@ -47,9 +46,6 @@ impl<S: Service<Authed>> Service<Arrived> for Auth<S> {
         let headers = &mut request.head.headers;
         repair(headers);
         request.exchange.record.tenant = tenant(headers);
-        if let Some(key) = self.shared.parts.upstream.authorization(KeyId(0)) {
-            set_key(headers, key);
-        }
         self.inner.call(Authed(request))
     }
 }

@@ -12,6 +12,7 @@ use crate::upstream::BoxError;
 /// What the pipeline answers with.
 pub struct Body(Kind);
 
+#[allow(clippy::large_enum_variant, reason = "nearly every body is a metered one")]
 enum Kind {
     Metered(Metered),
     Own(Option<Bytes>),
@@ -24,6 +25,17 @@ impl Body {
 
     pub(super) fn own(bytes: Bytes) -> Self {
         Self(Kind::Own(Some(bytes).filter(|b| !b.is_empty())))
+    }
+}
+
+impl Drop for Body {
+    /// The client left in the middle, unless it is over: some upstreams' answers are still read to their end.
+    fn drop(&mut self) {
+        let Kind::Metered(metered) = &mut self.0 else { return };
+        let Some((tunnels, limit)) = metered.left() else { return };
+        if let Kind::Metered(metered) = std::mem::replace(&mut self.0, Kind::Own(None)) {
+            tunnels.read_out(metered, limit);
+        }
     }
 }
 

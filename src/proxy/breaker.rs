@@ -6,26 +6,27 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::StatusCode;
 use tower::Service;
 
 use crate::policy::units::Outcome;
-use crate::proxy::exchange::{Admitted, Failure};
+use crate::proxy::exchange::Attempt;
 use crate::proxy::forward::{Answer, Unanswered};
 use crate::proxy::respond::Trouble;
+use crate::proxy::{Shared, limits};
 use crate::upstream::Fault;
 
 /// Makes [`Breaker`].
-#[derive(Clone, Copy)]
-pub(super) struct Layer;
+pub(super) struct Layer(pub(super) Arc<Shared>);
 
 impl<S> tower::Layer<S> for Layer {
     type Service = Breaker<S>;
 
     fn layer(&self, inner: S) -> Breaker<S> {
-        Breaker { inner }
+        Breaker { inner, shared: self.0.clone() }
     }
 }
 
@@ -33,27 +34,30 @@ impl<S> tower::Layer<S> for Layer {
 #[derive(Clone)]
 pub(super) struct Breaker<S> {
     inner: S,
+    shared: Arc<Shared>,
 }
 
-impl<S> Service<Admitted> for Breaker<S>
+impl<S> Service<Attempt> for Breaker<S>
 where
-    S: Service<Admitted, Response = Answer, Error = Unanswered>,
+    S: Service<Attempt, Response = Answer, Error = Unanswered>,
     S::Future: Send + 'static,
 {
     type Response = Answer;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send>>;
+    type Error = Unanswered;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Unanswered>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unanswered>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Admitted) -> Self::Future {
+    fn call(&mut self, request: Attempt) -> Self::Future {
         let attempt = self.inner.call(request);
+        let shared = self.shared.clone();
         Box::pin(async move {
             match attempt.await {
-                Ok(answer) => {
+                Ok(mut answer) => {
                     let status = answer.head.status;
+                    limits::tell(&mut answer, &shared.parts.routes.faults_told);
                     answer.permit.first_byte(status.as_u16() < 500);
                     match of_status(status) {
                         // whether it is a success shows when its body has ended
@@ -62,9 +66,9 @@ where
                     }
                     Ok(answer)
                 }
-                Err(Unanswered { trouble, permit, exchange }) => {
-                    permit.finish(of_trouble(&trouble), None);
-                    Err(Failure::new(trouble, exchange))
+                Err(unanswered) => {
+                    unanswered.permit.attempt_ended(of_trouble(&unanswered.trouble));
+                    Err(unanswered)
                 }
             }
         })
@@ -82,7 +86,7 @@ pub(super) fn of_status(status: StatusCode) -> Outcome {
     }
 }
 
-fn of_trouble(trouble: &Trouble) -> Outcome {
+pub(super) fn of_trouble(trouble: &Trouble) -> Outcome {
     match trouble {
         Trouble::Upstream(Fault::Request(_)) => Outcome::Ignore,
         Trouble::Upstream(Fault::Garbage(_) | Fault::Unacceptable(_)) => Outcome::Failure,

@@ -9,16 +9,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper::Uri;
 use hyper::header::{self, HeaderMap, HeaderName};
 use tower::Service;
 
 use crate::policy::engine::{Arrival, Kind};
-use crate::policy::units::{ModelId, Priority, Tokens};
-use crate::proxy::exchange::{Authed, Classified, Failure};
+use crate::policy::units::Priority;
+use crate::policy::usage::Ask;
+use crate::proxy::exchange::{Authed, Classified, Failure, Model};
 use crate::proxy::intake;
-use crate::proxy::route::TakesPermit;
+use crate::proxy::respond::Trouble;
+use crate::proxy::route::{TakesPermit, decoded};
 use crate::proxy::scan::{self, scan};
+use crate::proxy::usage::{Expected, bound};
 use crate::proxy::{Parts, Shared};
+use crate::telemetry::Endpoint;
 use crate::upstream::Payload;
 
 static PRIORITY: HeaderName = HeaderName::from_static("x-tidegate-priority");
@@ -28,10 +33,6 @@ static PYTHON_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-ti
 /// openai-node: whole seconds, 0 for less than one.
 static NODE_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
 
-/// Tokens an answer is reckoned with where the request does not bound it.
-const USUAL_ANSWER: u64 = 256;
-/// Bytes of a request per token of its prompt, about.
-const BYTES_PER_TOKEN: u64 = 4;
 /// The longest name of a model that is kept.
 const MODEL_NAME: usize = 128;
 
@@ -70,11 +71,12 @@ where
     fn call(&mut self, request: Authed) -> Self::Future {
         let mut inner = self.inner.clone();
         let shared = self.shared.clone();
-        Box::pin(async move { inner.call(classify(&shared.parts, request).await?).await })
+        Box::pin(async move { inner.call(classify(&shared, request).await?).await })
     }
 }
 
-async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, Failure> {
+async fn classify(shared: &Shared, Authed(request): Authed) -> Result<Classified, Failure> {
+    let parts = &shared.parts;
     let mut exchange = request.exchange;
     let headers = &request.head.headers;
     let takes_permit = request.route.permit;
@@ -89,8 +91,9 @@ async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, 
         match intake::read_whole(request.body, p.body_bytes, p.body_timeout, &parts.memory).await {
             Err(trouble) => return Err(Failure::new(trouble, exchange)),
             Ok(whole) => {
-                if !headers.contains_key(header::CONTENT_ENCODING) {
-                    seen = scan(&whole.bytes).unwrap_or_default();
+                match look(parts, headers, &whole.bytes) {
+                    Ok(head) => seen = head,
+                    Err(trouble) => return Err(Failure::new(trouble, exchange)),
                 }
                 let bytes = whole.bytes.len() as u64;
                 let (payload, held) = whole.into_payload();
@@ -109,21 +112,38 @@ async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, 
     } else {
         Kind::Unqueued
     };
+    let model = named(parts, &mut seen, request.route.endpoint, &request.head.uri);
+    let Some(number) = parts.routes.group_of(model.as_ref().map(|model| &*model.name)) else {
+        exchange.record.model = model.map(|model| model.name).filter(|name| name.len() <= MODEL_NAME);
+        return Err(Failure::new(Trouble::NoSuchModel, exchange));
+    };
     let priority = priority(headers);
     let arrived = exchange.record.arrived;
     let wanted = deadline(headers);
+    let ask = Ask { body_bytes: bytes, max_tokens: bound(request.route.endpoint, seen.max_tokens) };
+    let expected = match (kind, parts.routes.groups().get(number)) {
+        (Kind::Queued | Kind::WebSocket, Some(group)) => {
+            group.gate().costs().expect(model.as_ref().map(|model| &*model.name), ask)
+        }
+        _ => Expected::default(),
+    };
+    // a tunnel's answers are not read
+    exchange.expected = (kind == Kind::Queued).then_some(expected);
     let arrival = Arrival {
         kind,
         tenant: exchange.record.tenant,
         priority,
-        model: ModelId::default(),
-        cost: Tokens((bytes / BYTES_PER_TOKEN).saturating_add(seen.max_tokens.unwrap_or(USUAL_ANSWER))),
+        model: expected.model,
+        cost: expected.cost(),
         bytes,
         head_by: wanted.map(|w| arrived + w.within),
         stream: seen.stream,
     };
     let record = &mut exchange.record;
-    record.model = seen.model.filter(|m| m.len() <= MODEL_NAME).map(Into::into);
+    if let Some(labels) = shared.labels.get(number) {
+        record.group = labels.group.clone();
+    }
+    record.model = model.as_ref().map(|model| model.name.clone()).filter(|name| name.len() <= MODEL_NAME);
     record.stream = seen.stream;
     record.priority = priority;
     record.request_bytes = bytes;
@@ -133,20 +153,61 @@ async fn classify(parts: &Parts, Authed(request): Authed) -> Result<Classified, 
         memory,
         upgrade: request.upgrade,
         arrival,
+        group: number,
+        model,
         inference: takes_permit == TakesPermit::Yes && !seen.lasting,
         answer_by: wanted.filter(|w| w.strict).map(|w| arrived + w.within),
         exchange,
     })
 }
 
+/// What the body says. Where the way depends on the model, it must say so in a way that has one reading: else a
+/// second name, or an encoding, would be a way around limits.
+fn look(parts: &Parts, headers: &HeaderMap, body: &[u8]) -> Result<scan::Head, Trouble> {
+    let strict = parts.routes.depend_on_model() && !body.is_empty() && !is_multipart(headers);
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return if strict { Err(Trouble::EncodedBody) } else { Ok(scan::Head::default()) };
+    }
+    match scan(body) {
+        Some(head) if strict && head.ambiguous => Err(Trouble::UnreadableBody),
+        Some(head) => Ok(head),
+        None if strict => Err(Trouble::UnreadableBody),
+        None => Ok(scan::Head::default()),
+    }
+}
+
+/// The model a request names: in its body; a realtime session in its query; a look at one model in its path.
+fn named(parts: &Parts, seen: &mut scan::Head, endpoint: Endpoint, uri: &Uri) -> Option<Model> {
+    let elsewhere = || match endpoint {
+        _ if !parts.routes.depend_on_model() => None,
+        Endpoint::Realtime => uri.query()?.split('&').find_map(|pair| pair.strip_prefix("model=")),
+        Endpoint::Models => uri.path().split_once("/models/").map(|(_, name)| name),
+        _ => None,
+    };
+    let name = match seen.model.take() {
+        Some(name) => name,
+        None => decoded(elsewhere()?),
+    };
+    (!name.is_empty()).then(|| Model { name: name.into(), span: seen.model_span.take() })
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
-    let essence = headers
+    let essence = essence(headers);
+    essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
+}
+
+fn is_multipart(headers: &HeaderMap) -> bool {
+    essence(headers).get(..10).is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/"))
+}
+
+/// `Content-Type` without its parameters.
+fn essence(headers: &HeaderMap) -> &str {
+    headers
         .get(header::CONTENT_TYPE)
         .and_then(|v| v.to_str().ok())
         .and_then(|v| v.split(';').next())
         .map(str::trim)
-        .unwrap_or_default();
-    essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
+        .unwrap_or_default()
 }
 
 fn priority(headers: &HeaderMap) -> Priority {

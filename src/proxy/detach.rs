@@ -1,12 +1,14 @@
-//! Tunnels: the one kind of request that outlives its response.
+//! What outlives its response or its client: tunnels, and answers that are read to their end for nobody.
 //!
 //! After a 101 the connection carries another protocol (RFC 9110 §7.8). Both sides are copied to each
 //! other until one closes, the drain ends, or the process does. The permit is held for all of it.
 
+use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -14,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::policy::units::Outcome;
-use crate::proxy::Permit;
+use crate::proxy::breaker::of_trouble;
 use crate::proxy::exchange::Exchange;
-use crate::proxy::forward::Tunnel;
+use crate::proxy::forward::{Answer, Tunnel, Unanswered};
+use crate::proxy::meter::{Metered, abandoned};
+use crate::proxy::{Permit, Shared};
 use crate::telemetry::Ended;
 
 /// How long one side of a tunnel may go on after the other has closed.
@@ -28,7 +32,7 @@ async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin)
     Ok(bytes)
 }
 
-/// Where tunnels run, so that a drain can wait for them and at last end them.
+/// Where tunnels and what clients left behind run, so that a drain can wait for them and at last end them.
 #[derive(Clone, Debug, Default)]
 pub struct Tunnels {
     tracker: TaskTracker,
@@ -82,6 +86,49 @@ impl Tunnels {
             }
             exchange.record.ended = Ended::Success;
             permit.finish(Outcome::Success, None);
+        });
+    }
+
+    /// Reads an answer that its client has left to its end, for at most `limit`: for its `usage`, and because some
+    /// upstreams charge for it all the same. Its permit is held for as long.
+    pub(super) fn read_out(&self, metered: Metered, limit: Duration) {
+        self.leave_behind(limit, async move {
+            let mut body = pin!(metered);
+            while let Some(Ok(_)) = body.frame().await {}
+        });
+    }
+
+    /// Sees an attempt through whose client left before there was an answer, and reads that one to its end.
+    pub(super) fn see_through(
+        &self,
+        shared: Arc<Shared>,
+        limit: Duration,
+        attempt: impl Future<Output = Result<Answer, Unanswered>> + Send + 'static,
+    ) {
+        self.leave_behind(limit, async move {
+            match attempt.await {
+                Ok(answer) => {
+                    if let Some(metered) = abandoned(&shared, answer) {
+                        let mut body = pin!(metered);
+                        while let Some(Ok(_)) = body.frame().await {}
+                    }
+                }
+                Err(Unanswered { trouble, permit, .. }) => permit.finish(of_trouble(&trouble), None),
+            }
+        });
+    }
+
+    fn leave_behind(&self, limit: Duration, work: impl Future<Output = ()> + Send + 'static) {
+        // while the process ends nobody is there to run it
+        if self.end.is_cancelled() || tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        let end = self.end.clone();
+        self.tracker.spawn(async move {
+            tokio::select! {
+                _ = timeout(limit, work) => {}
+                () = end.cancelled() => {}
+            }
         });
     }
 }

@@ -1,5 +1,6 @@
 //! What goes with a request from its first byte to its last: its record, and what the stages made of it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,23 +10,43 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::clock;
 use crate::policy::engine::Arrival;
-use crate::policy::units::MonoTime;
+use crate::policy::units::{MonoTime, Tokens};
 use crate::proxy::respond::Trouble;
 use crate::proxy::route::Route;
-use crate::proxy::{Permit, Shared};
+use crate::proxy::usage::{Expected, Reading, Told};
+use crate::proxy::{Costs, Permit, Shared};
 use crate::telemetry::Record;
-use crate::upstream::Payload;
+use crate::upstream::{Payload, Repeat};
 
 /// One request's record. It is told exactly once, when this is dropped: also when the client left in
 /// the middle of anything.
 pub(super) struct Exchange {
     pub(super) record: Record,
+    /// What it was expected to cost, if it takes a permit.
+    pub(super) expected: Option<Expected>,
+    /// Its answer, where that is read for what it cost.
+    pub(super) reading: Option<Reading>,
     shared: Arc<Shared>,
 }
 
 impl Exchange {
     pub(super) fn new(record: Record, shared: Arc<Shared>) -> Box<Self> {
-        Box::new(Self { record, shared })
+        Box::new(Self { record, expected: None, reading: None, shared })
+    }
+
+    /// A piece of the answer goes by: the prompt's tokens, as estimated, if it has the first token of a stream.
+    pub(super) fn piece(&mut self, piece: &[u8], now: MonoTime) -> Option<Tokens> {
+        let first = self.reading.as_mut()?.piece(piece, now);
+        self.expected.filter(|_| first).map(|expected| expected.prompt())
+    }
+
+    /// The answer has gone by, as far as it came: tells the record, and what is kept of costs.
+    pub(super) fn read(&mut self, costs: &Costs, whole: bool) -> Told {
+        let now = self.now();
+        match (&self.expected, self.reading.take()) {
+            (Some(expected), Some(reading)) => reading.tell(&mut self.record, expected, costs, whole, now),
+            _ => Told::default(),
+        }
     }
 
     pub(super) fn now(&self) -> MonoTime {
@@ -65,6 +86,13 @@ pub(super) struct Arrived {
 /// A request whose sender is known.
 pub(super) struct Authed(pub(super) Arrived);
 
+/// The model a request names, and where in its body the name stands.
+#[derive(Clone)]
+pub(super) struct Model {
+    pub(super) name: Arc<str>,
+    pub(super) span: Option<Range<usize>>,
+}
+
 /// A request that is understood as far as we need to.
 pub(super) struct Classified {
     pub(super) head: request::Parts,
@@ -73,10 +101,30 @@ pub(super) struct Classified {
     pub(super) memory: Option<super::intake::Held>,
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) arrival: Arrival,
+    /// The number of the group it goes to.
+    pub(super) group: usize,
+    /// The model it names.
+    pub(super) model: Option<Model>,
     /// Inference that leaves nothing behind at the upstream: doing it twice does no harm.
     pub(super) inference: bool,
     /// The moment after which its client does not want the head any more, where it said so to us.
     pub(super) answer_by: Option<MonoTime>,
+    pub(super) exchange: Box<Exchange>,
+}
+
+/// One try of a request that may go.
+pub(super) struct Attempt {
+    /// Cleaned of what ends here; the URI is the client's.
+    pub(super) head: request::Parts,
+    pub(super) payload: Payload,
+    pub(super) upgrade: Option<OnUpgrade>,
+    pub(super) group: usize,
+    pub(super) model: Option<Model>,
+    /// Whether a pooled connection that turns out dead may be replaced.
+    pub(super) repeat: Repeat,
+    pub(super) answer_by: Option<MonoTime>,
+    pub(super) permit: Permit,
+    pub(super) waited: Option<Duration>,
     pub(super) exchange: Box<Exchange>,
 }
 

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::response;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Response, StatusCode};
 use tower::Service;
 
-use crate::proxy::exchange::{Admitted, Exchange};
+use crate::policy::units::MonoTime;
+use crate::proxy::exchange::{Attempt, Exchange, Model};
 use crate::proxy::respond::Trouble;
-use crate::proxy::{Parts, Permit, Shared};
-use crate::upstream::{Fault, Paused, Repeat, ReplyBody, Trace, clean_request};
+use crate::proxy::{Permit, Shared};
+use crate::upstream::{Fault, Paused, Payload, ReplyBody, Trace, Upstream, rename_model, set_key};
 
 /// The upstream's answer, with everything that must be let go of when it is over.
 pub(super) struct Answer {
@@ -23,7 +24,11 @@ pub(super) struct Answer {
     pub(super) body: ReplyBody,
     /// Both sides of a tunnel, when the upstream agreed to switch protocols.
     pub(super) tunnel: Option<Tunnel>,
+    /// The number of the group it came from; the endpoint is the permit's.
+    pub(super) group: usize,
     pub(super) permit: Permit,
+    /// When the upstream wants a refused request to come again.
+    pub(super) retry_at: Option<MonoTime>,
     pub(super) waited: Option<Duration>,
     pub(super) exchange: Box<Exchange>,
 }
@@ -35,14 +40,17 @@ pub(super) type Tunnel = (OnUpgrade, OnUpgrade);
 pub(super) struct Unanswered {
     pub(super) trouble: Trouble,
     pub(super) permit: Permit,
+    pub(super) waited: Option<Duration>,
     pub(super) exchange: Box<Exchange>,
 }
+
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
 /// Sends requests.
 #[derive(Clone)]
 pub(super) struct Forward(pub(super) Arc<Shared>);
 
-impl Service<Admitted> for Forward {
+impl Service<Attempt> for Forward {
     type Response = Answer;
     type Error = Unanswered;
     type Future = Pin<Box<dyn Future<Output = Result<Answer, Unanswered>> + Send>>;
@@ -51,34 +59,45 @@ impl Service<Admitted> for Forward {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, admitted: Admitted) -> Self::Future {
-        Box::pin(forward(self.0.clone(), admitted))
+    fn call(&mut self, attempt: Attempt) -> Self::Future {
+        Box::pin(forward(self.0.clone(), attempt))
     }
 }
 
-async fn forward(shared: Arc<Shared>, admitted: Admitted) -> Result<Answer, Unanswered> {
-    let Parts { upstream, clock, .. } = &shared.parts;
-    let Admitted { request, permit, waited } = admitted;
-    let mut head = request.head;
-    let mut exchange = request.exchange;
-    let upgrade = request.upgrade;
-    clean_request(&mut head.headers, upgrade.is_some());
+async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unanswered> {
+    let clock = shared.parts.clock;
+    let Attempt { mut head, mut payload, upgrade, group, model, repeat, answer_by, permit, waited, exchange } =
+        attempt;
+    let mut exchange = exchange;
+    let place = permit.place();
+    let Some(upstream) = shared.endpoint(group, place.endpoint) else {
+        // the gate's endpoints and the group's are made from one list
+        let trouble = Trouble::Upstream(Fault::Request("there is no such endpoint".into()));
+        return Err(Unanswered { trouble, permit, waited, exchange });
+    };
+    if let Some(key) = upstream.authorization(place.key) {
+        set_key(&mut head.headers, key);
+    }
+    if exchange.expected.is_some() {
+        // what is compressed cannot be read for its usage
+        head.headers.insert(header::ACCEPT_ENCODING, IDENTITY);
+    }
+    if let Some(model) = &model {
+        rename(upstream, model, &mut head.headers, &mut payload);
+    }
     let began = clock.now();
-    exchange.record.upstream = Some(shared.upstream_label.clone());
+    exchange.record.upstream =
+        shared.upstream_labels(group, place.endpoint).map(|labels| labels.name.clone());
     exchange.record.dispatched = Some(began);
     let mut trace = Trace::default();
     let sent = {
-        let repeat = if request.arrival.bytes > shared.parts.params.replay_bytes {
-            Repeat::Never
-        } else if request.inference {
-            // beyond RFC 9110 §9.2.2: the worst that can come of it is an answer that nobody reads
-            Repeat::Always
-        } else {
-            Repeat::IfIdempotent
+        let params = upstream.params();
+        let patience = match params.total_timeout {
+            total if total.is_zero() => params.first_byte_timeout,
+            total => total.min(params.first_byte_timeout),
         };
-        let patience = upstream.params().first_byte_timeout;
-        let sending = upstream.send(shared.parts.worker, head, request.payload, patience, repeat, &mut trace);
-        match request.answer_by {
+        let sending = upstream.send(shared.parts.worker, head, payload, patience, repeat, &mut trace);
+        match answer_by {
             None => sending.await.map_err(trouble),
             Some(by) => match tokio::time::timeout_at(clock.instant(by), sending).await {
                 Ok(sent) => sent.map_err(trouble),
@@ -86,9 +105,8 @@ async fn forward(shared: Arc<Shared>, admitted: Admitted) -> Result<Answer, Unan
             },
         }
     };
-    drop(request.memory);
     let record = &mut exchange.record;
-    record.attempts = trace.attempts;
+    record.attempts += trace.attempts;
     record.connected = trace.connect.map(|took| began + took);
     match sent.and_then(|response| open(response, upgrade)) {
         Ok((head, body, tunnel)) => {
@@ -97,14 +115,32 @@ async fn forward(shared: Arc<Shared>, admitted: Admitted) -> Result<Answer, Unan
             // a copy: a clone would keep the whole buffer it was read into for as long as the stream lives
             record.upstream_request_id =
                 head.headers.get("x-request-id").and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
-            Ok(Answer { head, body, tunnel, permit, waited, exchange })
+            Ok(Answer { head, body, tunnel, group, permit, retry_at: None, waited, exchange })
         }
         Err(trouble) => {
             if let Trouble::Upstream(fault) = &trouble {
                 tracing::warn!(upstream = %upstream.name(), %fault, "no answer");
             }
-            Err(Unanswered { trouble, permit, exchange })
+            Err(Unanswered { trouble, permit, waited, exchange })
         }
+    }
+}
+
+/// Asks for the model by the name that this upstream knows it under.
+fn rename(upstream: &Upstream, model: &Model, headers: &mut HeaderMap, payload: &mut Payload) {
+    let (Some(name), Some(span)) = (upstream.renamed(&model.name), &model.span) else { return };
+    let bytes = match payload {
+        Payload::Whole(bytes) => bytes,
+        Payload::WithTrailers(both) => match &mut both.bytes {
+            Some(bytes) => bytes,
+            None => return,
+        },
+        Payload::Empty | Payload::Stream(_) => return,
+    };
+    if let Some(renamed) = rename_model(bytes, span.clone(), name) {
+        *bytes = renamed;
+        // it is another one now; whoever sends the body says how long it is
+        headers.remove(header::CONTENT_LENGTH);
     }
 }
 

@@ -16,6 +16,7 @@ use crate::policy::predict::{Decision, Reason, Snapshot, Wall};
 use crate::policy::supply::pace::RateLimits;
 use crate::policy::supply::{self, ServerLoad};
 use crate::policy::units::{EndpointId, MonoTime, Outcome, Place, Refusal, Sample, Ticket, Tokens};
+use crate::proxy::Costs;
 
 /// What the engine reports beside its verdicts.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +56,7 @@ pub struct Gate {
     inner: Mutex<Inner>,
     clock: Clock,
     timer: Notify,
+    costs: Costs,
     observer: Box<dyn Fn(Report) + Send + Sync>,
     watcher: OnceLock<Watcher>,
 }
@@ -90,6 +92,7 @@ impl Gate {
             }),
             clock,
             timer: Notify::new(),
+            costs: Costs::default(),
             observer: Box::new(observer),
             watcher: OnceLock::new(),
         })
@@ -171,6 +174,12 @@ impl Gate {
     /// An active check of an endpoint passed, or failed.
     pub fn checked(self: &Arc<Self>, endpoint: EndpointId, healthy: bool) {
         self.event(Event::Checked(endpoint, healthy));
+    }
+
+    /// What the requests of its group cost.
+    #[must_use]
+    pub fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// The engine's state in numbers.
@@ -361,6 +370,11 @@ impl Permit {
     #[must_use]
     pub fn at_admission(&self) -> (u32, u32) {
         (self.limit, self.in_flight)
+    }
+
+    /// What the requests of its group cost.
+    pub(super) fn costs(&self) -> &Costs {
+        &self.gate.costs
     }
 
     /// The response's head is there.

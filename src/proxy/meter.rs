@@ -26,9 +26,10 @@ use crate::proxy::breaker::of_status;
 use crate::proxy::exchange::{Admitted, Exchange, Failure};
 use crate::proxy::forward::Answer;
 use crate::proxy::respond::broken_stream;
-use crate::proxy::{Body, Parts, Permit, Shared};
+use crate::proxy::usage::Reading;
+use crate::proxy::{Body, Permit, Shared, Tunnels};
 use crate::telemetry::Ended;
-use crate::upstream::{BoxError, Fault, ReplyBody};
+use crate::upstream::{BoxError, Fault, OnDisconnect, Params, ReplyBody};
 
 static QUEUE_MS: HeaderName = HeaderName::from_static("x-tidegate-queue-ms");
 static UPSTREAM: HeaderName = HeaderName::from_static("x-tidegate-upstream");
@@ -71,19 +72,35 @@ where
     }
 }
 
-fn meter(shared: &Shared, answer: Answer) -> Response<Body> {
-    let Answer { mut head, body, tunnel, permit, waited, exchange } = answer;
+pub(super) fn meter(shared: &Shared, answer: Answer) -> Response<Body> {
+    let Answer { mut head, body, tunnel, group, permit, waited, exchange, .. } = answer;
+    let place = permit.place();
     if let Some(waited) = waited {
         let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(&QUEUE_MS, ms.into());
-        head.headers.insert(&UPSTREAM, shared.upstream_name.clone());
+        if let Some(labels) = shared.upstream_labels(group, place.endpoint) {
+            head.headers.insert(&UPSTREAM, labels.header.clone());
+        }
     }
     if let Some(sides) = tunnel {
         shared.parts.tunnels.open(sides, permit, exchange);
         return Response::from_parts(head, Body::own(Bytes::new()));
     }
-    let metered = Metered::new(&head, body, permit, exchange, &shared.parts);
+    let mut metered = Metered::new(&head, body, permit, exchange, shared.parts.clock);
+    if let Some(upstream) = shared.endpoint(group, place.endpoint) {
+        metered.limit(upstream.params(), &shared.parts.tunnels);
+    }
     Response::from_parts(head, Body::metered(metered))
+}
+
+/// An answer whose client has left, to be read to its end.
+pub(super) fn abandoned(shared: &Shared, answer: Answer) -> Option<Metered> {
+    let Answer { head, body, tunnel: None, group, permit, exchange, .. } = answer else { return None };
+    let place = permit.place();
+    let mut metered = Metered::new(&head, body, permit, exchange, shared.parts.clock);
+    metered.limit(shared.endpoint(group, place.endpoint)?.params(), &shared.parts.tunnels);
+    metered.alone = true;
+    Some(metered)
 }
 
 /// The upstream's body on its way to the client.
@@ -95,6 +112,12 @@ pub(super) struct Metered {
     events: bool,
     stage: Stage,
     idle: Duration,
+    /// When the whole must be over, and how long it may take.
+    total: Option<(MonoTime, Duration)>,
+    /// Where it is read to its end if its client leaves, and for how long at most.
+    drain: Option<(Tunnels, Duration)>,
+    /// Its client has left.
+    alone: bool,
     timer: Option<(usize, Pin<Box<Sleep>>)>,
     last: MonoTime,
     clock: Clock,
@@ -113,19 +136,24 @@ impl Metered {
         head: &response::Parts,
         body: ReplyBody,
         permit: Permit,
-        exchange: Box<Exchange>,
-        parts: &Parts,
+        mut exchange: Box<Exchange>,
+        clock: Clock,
     ) -> Self {
+        let now = clock.now();
+        exchange.reading = exchange.expected.and_then(|_| Reading::new(head, now));
         let mut this = Self {
             events: is_event_stream(head) && body.size_hint().exact().is_none(),
             body,
             held: Some((permit, exchange)),
             status: head.status,
             stage: Stage::Passing,
-            idle: parts.upstream.params().stream_idle_timeout,
+            idle: Duration::MAX,
+            total: None,
+            drain: None,
+            alone: false,
             timer: None,
-            last: parts.clock.now(),
-            clock: parts.clock,
+            last: now,
+            clock,
         };
         if this.body.is_end_stream() {
             this.over();
@@ -133,20 +161,48 @@ impl Metered {
         this
     }
 
+    /// Sets how patient to be with it.
+    fn limit(&mut self, params: &Params, tunnels: &Tunnels) {
+        self.idle = params.stream_idle_timeout;
+        let began = self.held.as_ref().and_then(|(_, exchange)| exchange.record.dispatched);
+        if !params.total_timeout.is_zero() {
+            self.total = began.map(|began| (began + params.total_timeout, params.total_timeout));
+        }
+        if params.on_disconnect == OnDisconnect::Drain {
+            self.drain = Some((tunnels.clone(), params.drain_limit));
+        }
+    }
+
+    /// Its client has left: whether there is something to read, and where and how long that may be done.
+    pub(super) fn left(&mut self) -> Option<(Tunnels, Duration)> {
+        if self.held.is_none() || !matches!(self.stage, Stage::Passing) {
+            return None;
+        }
+        self.alone = true;
+        self.drain.take()
+    }
+
     /// The body is whole: everything goes back now, not when the client has read it.
     fn over(&mut self) {
         self.stage = Stage::Over;
         if let Some((permit, mut exchange)) = self.held.take() {
-            exchange.record.ended =
-                if self.status.as_u16() < 400 { Ended::Success } else { Ended::UpstreamError };
-            permit.finish(of_status(self.status), None);
+            let told = exchange.read(permit.costs(), true);
+            exchange.record.ended = match self.status.as_u16() {
+                _ if self.alone => Ended::Cancelled,
+                ..400 if !told.error => Ended::Success,
+                _ => Ended::UpstreamError,
+            };
+            // an error behind a good status may be the client's doing: it says nothing of the upstream
+            let outcome = if told.error { Outcome::Ignore } else { of_status(self.status) };
+            permit.finish(outcome, told.sample);
         }
     }
 
     fn broke(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let (code, event) = broken_stream(&fault);
         if let Some((permit, mut exchange)) = self.held.take() {
-            exchange.record.ended = Ended::Aborted;
+            exchange.read(permit.costs(), false);
+            exchange.record.ended = if self.alone { Ended::Cancelled } else { Ended::Aborted };
             exchange.record.reason = Some(code);
             permit.finish(Outcome::Overload, None);
         }
@@ -163,8 +219,17 @@ impl Metered {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.last = self.clock.now();
-                if let (Some((_, exchange)), Some(data)) = (&mut self.held, frame.data_ref()) {
+                if let Some((until, whole)) = self.total
+                    && self.last >= until
+                    && !self.body.is_end_stream()
+                {
+                    return self.broke(Fault::TotalTimeout(whole));
+                }
+                if let (Some((permit, exchange)), Some(data)) = (&mut self.held, frame.data_ref()) {
                     exchange.record.response_bytes += data.len() as u64;
+                    if let Some(prompt) = exchange.piece(data, self.last) {
+                        permit.first_token(prompt);
+                    }
                 }
                 // hyper's server does not ask again once the end is known
                 if self.body.is_end_stream() {
@@ -178,30 +243,43 @@ impl Metered {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                ready!(self.poll_idle(cx));
-                self.broke(Fault::IdleTimeout(self.idle))
+                let fault = ready!(self.poll_late(cx));
+                self.broke(fault)
             }
         }
     }
 
     /// One timer per stream, moved only when it fires: a stream of a thousand events arms it a few times.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
         // an armed timer wakes the task that armed it: while that is this one, asking it is enough
         let task = cx.waker().data() as usize;
         if self.timer.as_ref().is_some_and(|(armed_by, timer)| *armed_by == task && !timer.is_elapsed()) {
             return Poll::Pending;
         }
         loop {
-            let until = self.last + self.idle;
+            let idle = (self.last + self.idle, Fault::IdleTimeout(self.idle));
+            let (until, fault) = match self.total {
+                Some((until, whole)) if until <= idle.0 => (until, Fault::TotalTimeout(whole)),
+                _ => idle,
+            };
             let at = self.clock.instant(until);
             let (armed_by, timer) =
                 self.timer.get_or_insert_with(|| (task, Box::pin(tokio::time::sleep_until(at))));
             *armed_by = task;
             ready!(timer.as_mut().poll(cx));
             if self.clock.now() >= until {
-                return Poll::Ready(());
+                return Poll::Ready(fault);
             }
             timer.as_mut().reset(at);
+        }
+    }
+}
+
+impl Drop for Metered {
+    /// The client left: what was said until then is still worth knowing.
+    fn drop(&mut self) {
+        if let Some((permit, exchange)) = &mut self.held {
+            exchange.read(permit.costs(), false);
         }
     }
 }

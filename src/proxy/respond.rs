@@ -50,6 +50,12 @@ pub(super) enum Trouble {
     ClientBody(String),
     #[error("{0}")]
     BadRequest(&'static str),
+    #[error("No upstream serves the model that the request names.")]
+    NoSuchModel,
+    #[error("The request's body is not JSON that names one model, by which this proxy has to choose.")]
+    UnreadableBody,
+    #[error("The request's body is encoded, and this proxy has to read the model that it names.")]
+    EncodedBody,
     #[error("The upstream gave no usable answer: {0}")]
     Upstream(#[source] Fault),
     #[error("The deadline that the request named has passed, and the upstream had not answered.")]
@@ -120,6 +126,9 @@ impl Trouble {
             Self::BodyTooLarge { .. } => client(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTimeout { .. } => client(StatusCode::REQUEST_TIMEOUT, "bad_request"),
             Self::ClientBody(_) | Self::BadRequest(_) => client(StatusCode::BAD_REQUEST, "bad_request"),
+            Self::NoSuchModel => client(StatusCode::NOT_FOUND, "model_not_found"),
+            Self::UnreadableBody => client(StatusCode::BAD_REQUEST, "unreadable_body"),
+            Self::EncodedBody => client(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unreadable_body"),
             Self::Upstream(f) if f.is_timeout() => fault(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::Upstream(_) => fault(StatusCode::BAD_GATEWAY, "upstream_error"),
             Self::DeadlinePassed => fault(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
@@ -233,7 +242,7 @@ where
         let id = self.shared.ids.next();
         let parts = &self.shared.parts;
         let route = route(request.method(), request.uri().path());
-        let record = Record::new(id, route.endpoint, "default", parts.clock.now());
+        let record = Record::new(id, route.endpoint, self.shared.default_label(), parts.clock.now());
         let exchange = Exchange::new(record, self.shared.clone());
         let upgrade = (request.version() == Version::HTTP_11
             && request.method() == Method::GET

@@ -84,7 +84,23 @@ fn plain(path: &str) -> Cow<'_, str> {
     if !path.bytes().any(odd) && !path.contains("//") && !path.contains("/.") {
         return Cow::Borrowed(path);
     }
-    let raw = path.as_bytes();
+    let decoded = decoded(path).to_lowercase();
+    let mut parts = Vec::new();
+    for part in decoded.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    Cow::Owned(format!("/{}", parts.join("/")))
+}
+
+/// Without percent-encoding (RFC 3986 §2.1); what is no UTF-8 then, or no encoding, shows as what it is.
+pub(super) fn decoded(text: &str) -> String {
+    let raw = text.as_bytes();
     let mut decoded = Vec::with_capacity(raw.len());
     let mut at = 0;
     while let Some(byte) = raw.get(at) {
@@ -100,18 +116,7 @@ fn plain(path: &str) -> Cow<'_, str> {
             }
         }
     }
-    let decoded = String::from_utf8_lossy(&decoded).to_lowercase();
-    let mut parts = Vec::new();
-    for part in decoded.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    Cow::Owned(format!("/{}", parts.join("/")))
+    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
+use crate::policy::units::Tokens;
 use crate::telemetry::Record;
 use crate::telemetry::record::Spans;
 
@@ -112,7 +113,7 @@ impl Formatter {
         json.raw(r#","tenant":""#).hex(r.tenant.0.into(), 16);
         json.raw(r#"","endpoint":"#).quoted(Some(r.endpoint.as_str()));
         json.raw(r#","model":"#).text(r.model.as_deref().map(cut));
-        json.raw(r#","group":"#).text(Some(r.group));
+        json.raw(r#","group":"#).text(Some(&r.group));
         json.raw(r#","upstream":"#).text(r.upstream.as_deref());
         json.raw(r#","status":"#).optional(r.status.map(u64::from));
         json.raw(r#","reason":"#).quoted(r.reason);
@@ -120,8 +121,11 @@ impl Formatter {
         json.raw(r#","stream":"#).flag(r.stream);
         json.raw(r#","queued":"#).flag(r.queued);
         json.raw(r#","priority":"#).quoted(Some(r.priority.as_str()));
-        json.raw(r#","prompt_tokens":"#).optional(r.prompt_tokens);
-        json.raw(r#","output_tokens":"#).optional(r.output_tokens);
+        let (usage, count) = (r.cost.usage, |tokens: Option<Tokens>| tokens.map(|tokens| tokens.0));
+        json.raw(r#","prompt_tokens":"#).optional(count(usage.prompt));
+        json.raw(r#","cached_tokens":"#).optional(count(usage.cached));
+        json.raw(r#","output_tokens":"#).optional(count(usage.output));
+        json.raw(r#","reasoning_tokens":"#).optional(count(usage.reasoning));
         json.raw(r#","queue_ms":"#).ms(spans.queue);
         json.raw(r#","connect_ms":"#).ms(spans.connect);
         json.raw(r#","ttft_ms":"#).ms(spans.ttft);
@@ -179,6 +183,8 @@ mod tests {
         (r.asked, r.admitted, r.dispatched) = (Some(s(1)), Some(s(2)), Some(s(2)));
         r.connected = Some(s(2) + Duration::from_micros(1500));
         r.first_byte = Some(s(3));
+        r.cost.usage.prompt = Some(Tokens(7));
+        (r.cost.usage.output, r.cost.usage.reasoning) = (Some(Tokens(0)), Some(Tokens(3)));
         (r.attempts, r.permits, r.in_flight, r.request_bytes, r.response_bytes) = (1, 20, 5, 100, 2000);
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_225_600_007);
         let v = written(&mut Formatter::default(), at, &r, s(4));
@@ -187,7 +193,8 @@ mod tests {
             "upstream_request_id": "req_1", "tenant": "000000000000beef", "endpoint": "chat",
             "model": "gpt", "group": "default", "upstream": "openai", "status": 200, "reason": null,
             "outcome": "success", "stream": true, "queued": true, "priority": "normal",
-            "prompt_tokens": null, "output_tokens": null, "queue_ms": 1000.0, "connect_ms": 1.5,
+            "prompt_tokens": 7, "cached_tokens": null, "output_tokens": 0, "reasoning_tokens": 3,
+            "queue_ms": 1000.0, "connect_ms": 1.5,
             "ttft_ms": 2000.0, "upstream_ms": 2000.0, "total_ms": 3000.0, "attempts": 1, "permits": 20,
             "in_flight": 5, "request_bytes": 100, "response_bytes": 2000
         });

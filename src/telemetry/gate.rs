@@ -18,9 +18,7 @@ use crate::telemetry::{ConnectReason, Connects};
 #[derive(Clone, Debug)]
 pub struct GateStatus {
     /// The group.
-    pub group: &'static str,
-    /// The upstream behind it.
-    pub upstream: Arc<str>,
+    pub group: Arc<str>,
     /// Permits.
     pub limit: u32,
     /// Permits that the predicted demand needs.
@@ -41,14 +39,41 @@ pub struct GateStatus {
     pub queued: [usize; 3],
     /// Bytes of the waiting requests' bodies.
     pub queue_bytes: u64,
-    /// The breaker.
+    /// The best of its breakers.
     pub breaker: BreakerState,
-    /// When an open breaker will let its probe pass.
+    /// With every breaker open: when the first will let its probe pass.
     pub breaker_open_until: Option<MonoTime>,
+    /// What is left for retries.
+    pub retry_budget: u32,
     /// Whether plans fail to come, so that the static limit stands in.
     pub stale: bool,
     /// Whether the process is shutting down.
     pub draining: bool,
+    /// The upstreams behind it.
+    pub upstreams: Vec<UpstreamStatus>,
+}
+
+/// One upstream's state at one moment.
+#[derive(Clone, Debug)]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its breaker.
+    pub breaker: BreakerState,
+    /// Attempts under way that count against its limit.
+    pub in_flight: u32,
+    /// What it was found to take at once; none while nothing bounds it.
+    pub limit: Option<u32>,
+    /// Requests that the scarcest known rate still allows.
+    pub requests_remaining: Option<f64>,
+    /// Tokens that the scarcest known rate still allows.
+    pub tokens_remaining: Option<f64>,
+    /// Rates that it has stopped.
+    pub rates_stopped: usize,
+    /// Whether it rests because it was far slower than its peers.
+    pub ejected: bool,
+    /// Keys of it that rest.
+    pub keys_resting: usize,
     /// Upstream connections that wait for a request.
     pub connections_idle: usize,
     /// Upstream connections that serve one.
@@ -127,6 +152,13 @@ pub(super) struct GateCollector {
     permits: Family,
     stale: Family,
     breaker: Family,
+    retry_budget: Family,
+    upstream_in_flight: Family,
+    upstream_limit: Family,
+    remaining: Family,
+    rates_stopped: Family,
+    ejected: Family,
+    keys_resting: Family,
     connections: Family,
     target: Family,
     connects: Family,
@@ -175,6 +207,43 @@ impl GateCollector {
                 "1 for the state the upstream's circuit breaker is in, 0 for the others.",
                 &["upstream", "state"],
             )?,
+            retry_budget: Family::gauge(
+                "tidegate_retry_budget_tokens",
+                "What is left for retries, from the gate: each takes some of it, each success puts some back.",
+                &["group"],
+            )?,
+            upstream_in_flight: Family::gauge(
+                "tidegate_upstream_in_flight",
+                "Attempts with a permit under way at the upstream, from the gate.",
+                &["upstream"],
+            )?,
+            upstream_limit: Family::gauge(
+                "tidegate_upstream_limit",
+                "Requests that the upstream was found, or is set, to take at once, from the gate; absent while \
+                 nothing bounds it.",
+                &["upstream"],
+            )?,
+            remaining: Family::gauge(
+                "tidegate_upstream_ratelimit_remaining",
+                "Requests or tokens that the scarcest known rate of the upstream still allows, over all of its \
+                 keys and models, from the gate; absent while no rate is known.",
+                &["upstream", "kind"],
+            )?,
+            rates_stopped: Family::gauge(
+                "tidegate_upstream_rates_stopped",
+                "Rates, of one key and model each, that stand still after a 429 of the upstream, from the gate.",
+                &["upstream"],
+            )?,
+            ejected: Family::gauge(
+                "tidegate_upstream_ejected",
+                "1 while the upstream rests because it was far slower than its peers, from the gate.",
+                &["upstream"],
+            )?,
+            keys_resting: Family::gauge(
+                "tidegate_upstream_keys_resting",
+                "Keys of the upstream that rest because it refused them, from the gate.",
+                &["upstream"],
+            )?,
             connections: Family::gauge(
                 "tidegate_upstream_connections",
                 "Open connections to the upstream, from the pool.",
@@ -218,6 +287,13 @@ impl Collector for GateCollector {
             &self.permits,
             &self.stale,
             &self.breaker,
+            &self.retry_budget,
+            &self.upstream_in_flight,
+            &self.upstream_limit,
+            &self.remaining,
+            &self.rates_stopped,
+            &self.ejected,
+            &self.keys_resting,
             &self.connections,
             &self.target,
             &self.connects,
@@ -239,38 +315,48 @@ impl Collector for GateCollector {
         let mut stale = Vec::new();
         let (mut target, mut connects, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         let mut connect_time = Vec::new();
-        let mut upstreams = HashSet::new();
+        let (mut limits, mut remaining, mut stopped) = (vec![], vec![], vec![]);
+        let (mut budget, mut at_upstream, mut ejected, mut resting) = (vec![], vec![], vec![], vec![]);
         for s in &all {
             for (priority, n) in Priority::ALL.into_iter().zip(s.queued) {
-                queue.push(self.queue_requests.value(&[s.group, priority.as_str()], n as f64));
+                queue.push(self.queue_requests.value(&[&s.group, priority.as_str()], n as f64));
             }
-            bytes.push(self.queue_bytes.value(&[s.group], s.queue_bytes as f64));
-            in_flight.push(self.in_flight.value(&[s.group], f64::from(s.in_flight)));
+            bytes.push(self.queue_bytes.value(&[&s.group], s.queue_bytes as f64));
+            in_flight.push(self.in_flight.value(&[&s.group], f64::from(s.in_flight)));
             for (kind, n) in
                 [("limit", s.limit), ("need", s.need), ("ceiling", s.ceiling), ("min", s.min), ("max", s.max)]
             {
-                permits.push(self.permits.value(&[s.group, kind], f64::from(n)));
+                permits.push(self.permits.value(&[&s.group, kind], f64::from(n)));
             }
-            stale.push(self.stale.value(&[s.group], f64::from(u8::from(s.stale))));
-            // Two groups may share an upstream; the same series twice makes a scrape fail as a whole.
-            if !upstreams.insert(&s.upstream) {
-                continue;
-            }
+            stale.push(self.stale.value(&[&s.group], f64::from(u8::from(s.stale))));
+            budget.push(self.retry_budget.value(&[&s.group], f64::from(s.retry_budget)));
+        }
+        // the same series twice would make a scrape fail as a whole; an upstream belongs to one group
+        let mut seen = HashSet::new();
+        for u in all.iter().flat_map(|s| &s.upstreams).filter(|u| seen.insert(&u.name)) {
             for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {
-                let is = f64::from(u8::from(state == s.breaker));
-                breaker.push(self.breaker.value(&[&s.upstream, state.as_str()], is));
+                let is = f64::from(u8::from(state == u.breaker));
+                breaker.push(self.breaker.value(&[&u.name, state.as_str()], is));
             }
-            for (state, n) in [("idle", s.connections_idle), ("active", s.connections_active)] {
-                connections.push(self.connections.value(&[&s.upstream, state], n as f64));
+            at_upstream.push(self.upstream_in_flight.value(&[&u.name], f64::from(u.in_flight)));
+            limits.extend(u.limit.map(|n| self.upstream_limit.value(&[&u.name], f64::from(n))));
+            for (kind, left) in [("requests", u.requests_remaining), ("tokens", u.tokens_remaining)] {
+                remaining.extend(left.map(|n| self.remaining.value(&[&u.name, kind], n)));
             }
-            target.push(self.target.value(&[&s.upstream], s.connections_target as f64));
+            stopped.push(self.rates_stopped.value(&[&u.name], u.rates_stopped as f64));
+            ejected.push(self.ejected.value(&[&u.name], f64::from(u8::from(u.ejected))));
+            resting.push(self.keys_resting.value(&[&u.name], u.keys_resting as f64));
+            for (state, n) in [("idle", u.connections_idle), ("active", u.connections_active)] {
+                connections.push(self.connections.value(&[&u.name, state], n as f64));
+            }
+            target.push(self.target.value(&[&u.name], u.connections_target as f64));
             for reason in ConnectReason::ALL {
-                let (made, failed) = s.connects.count(reason);
-                let labels = [&s.upstream, reason.as_str()];
+                let (made, failed) = u.connects.count(reason);
+                let labels = [&*u.name, reason.as_str()];
                 connects.push(self.connects.value(&labels, made as f64));
                 failures.push(self.failures.value(&labels, failed as f64));
             }
-            connect_time.push(self.connect_time.buckets(&[&s.upstream], &s.connects.took()));
+            connect_time.push(self.connect_time.buckets(&[&u.name], &u.connects.took()));
         }
         vec![
             self.queue_requests.with(queue),
@@ -281,6 +367,13 @@ impl Collector for GateCollector {
             self.permits.with(permits),
             self.stale.with(stale),
             self.breaker.with(breaker),
+            self.retry_budget.with(budget),
+            self.upstream_in_flight.with(at_upstream),
+            self.upstream_limit.with(limits),
+            self.remaining.with(remaining),
+            self.rates_stopped.with(stopped),
+            self.ejected.with(ejected),
+            self.keys_resting.with(resting),
             self.connections.with(connections),
             self.target.with(target),
             self.connects.with(connects),
@@ -296,8 +389,7 @@ pub(super) mod tests {
 
     pub(in crate::telemetry) fn status() -> GateStatus {
         GateStatus {
-            group: "default",
-            upstream: "openai".into(),
+            group: "default".into(),
             limit: 10,
             need: 7,
             ceiling: 20,
@@ -312,6 +404,22 @@ pub(super) mod tests {
             breaker_open_until: None,
             stale: false,
             draining: false,
+            retry_budget: 500,
+            upstreams: vec![upstream()],
+        }
+    }
+
+    fn upstream() -> UpstreamStatus {
+        UpstreamStatus {
+            name: "openai".into(),
+            breaker: BreakerState::Closed,
+            in_flight: 5,
+            limit: Some(64),
+            requests_remaining: Some(599.0),
+            tokens_remaining: None,
+            rates_stopped: 0,
+            ejected: false,
+            keys_resting: 1,
             connections_idle: 8,
             connections_active: 3,
             connections_target: 12,
@@ -342,10 +450,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn groups_that_share_an_upstream_do_not_repeat_its_series() {
+    fn each_series_is_there_once() {
         let sources = Sources::default();
         sources.add(Box::new(status));
-        sources.add(Box::new(|| GateStatus { group: "second", ..status() }));
+        sources.add(Box::new(|| GateStatus { group: "second".into(), ..status() }));
         let registry = prometheus::Registry::new();
         registry.register(Box::new(GateCollector::new(sources).unwrap())).unwrap();
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
@@ -357,6 +465,11 @@ pub(super) mod tests {
         assert!(text.contains("tidegate_breaker_state{upstream=\"openai\",state=\"closed\"} 1\n"));
         assert!(text.contains("tidegate_breaker_state{upstream=\"openai\",state=\"open\"} 0\n"));
         assert!(text.contains("tidegate_upstream_connections_target{upstream=\"openai\"} 12\n"));
+        assert!(text.contains("tidegate_upstream_in_flight{upstream=\"openai\"} 5\n"));
+        assert!(text.contains("tidegate_upstream_limit{upstream=\"openai\"} 64\n"));
+        assert!(text.contains("ratelimit_remaining{upstream=\"openai\",kind=\"requests\"} 599\n"));
+        assert!(text.contains("tidegate_upstream_keys_resting{upstream=\"openai\"} 1\n"));
+        assert!(text.contains("tidegate_retry_budget_tokens{group=\"second\"} 500\n"));
         assert!(text.contains("connects_total{upstream=\"openai\",reason=\"refresh\"} 0\n"));
     }
 }

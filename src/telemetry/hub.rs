@@ -10,16 +10,19 @@ use std::time::SystemTime;
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::clock::Clock;
+use crate::policy::engine::RetryCause;
 use crate::policy::predict::{Decision, Direction, Ready, Reason};
 use crate::policy::supply::{BreakerState, Transition};
 use crate::policy::units::MonoTime;
 use crate::telemetry::access_log::Formatter;
+use crate::telemetry::estimates::{EstimateCollector, EstimateErrors, Estimates};
 use crate::telemetry::forecast::{ForecastCollector, Forecasts};
 use crate::telemetry::gate::{GateCollector, Sources};
 use crate::telemetry::labels::{Capped, MAX_VALUES};
 use crate::telemetry::process::ProcessCollector;
 use crate::telemetry::requests::RequestCollector;
 use crate::telemetry::shard::Shard;
+use crate::telemetry::supply::RETRY_CAUSES;
 use crate::telemetry::writer::{CAPACITY, Writer};
 use crate::telemetry::{AccessLog, ConnectionFault, GateStatus, Params, Readiness, Record};
 
@@ -76,8 +79,10 @@ pub struct Telemetry {
     shards: Vec<Arc<Shard>>,
     sources: Sources,
     forecasts: Forecasts,
+    estimates: Estimates,
     decisions: IntCounterVec,
     transitions: IntCounterVec,
+    retries: IntCounterVec,
     faults: IntCounterVec,
     access_log: Option<Writer>,
 }
@@ -104,6 +109,8 @@ impl Telemetry {
         registry.register(Box::new(ProcessCollector::new()?))?;
         let forecasts = Forecasts::default();
         registry.register(Box::new(ForecastCollector::new(forecasts.clone())?))?;
+        let estimates = Estimates::default();
+        registry.register(Box::new(EstimateCollector::new(estimates.clone())?))?;
 
         let counters = |name, help, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -119,6 +126,11 @@ impl Telemetry {
             "tidegate_breaker_transitions_total",
             "Changes of state of an upstream's circuit breaker.",
             &["upstream", "from", "to"],
+        )?;
+        let retries = counters(
+            "tidegate_retries_total",
+            "Requests given back to the queue for another try, by what went wrong, from the gate.",
+            &["group", "reason"],
         )?;
         let faults = counters(
             "tidegate_connection_faults_total",
@@ -144,7 +156,18 @@ impl Telemetry {
             Some(sink) => Some(Writer::start(sink, CAPACITY, dropped)?),
             None => None,
         };
-        Ok(Arc::new(Self { clock, shards, sources, forecasts, decisions, transitions, faults, access_log }))
+        Ok(Arc::new(Self {
+            clock,
+            shards,
+            sources,
+            forecasts,
+            estimates,
+            decisions,
+            transitions,
+            retries,
+            faults,
+            access_log,
+        }))
     }
 
     /// The handle of worker `index`. Handles of the same worker share its counts; workers beyond the
@@ -160,12 +183,26 @@ impl Telemetry {
     pub fn observe_gate(&self, source: impl Fn() -> GateStatus + Send + Sync + 'static) {
         let status = source();
         for (direction, reason) in DECISIONS {
-            self.decision_counter(status.group, direction, reason, 0);
+            self.decision_counter(&status.group, direction, reason, 0);
         }
-        for (from, to) in TRANSITIONS {
-            self.transition_counter(&status.upstream, from, to, 0);
+        for cause in RETRY_CAUSES {
+            self.retry_counter(&status.group, cause, 0);
+        }
+        for upstream in &status.upstreams {
+            for (from, to) in TRANSITIONS {
+                self.transition_counter(&upstream.name, from, to, 0);
+            }
         }
         self.sources.add(Box::new(source));
+    }
+
+    /// Reads how far one group's estimates are off from `source` whenever somebody asks, under the same terms.
+    pub fn observe_estimates(
+        &self,
+        group: &str,
+        source: impl Fn() -> EstimateErrors + Send + Sync + 'static,
+    ) {
+        self.estimates.add(group, Box::new(source));
     }
 
     /// Counts a decision of the scaling policy and logs everything it was made from.
@@ -251,6 +288,12 @@ impl Telemetry {
     fn decision_counter(&self, group: &str, direction: Direction, reason: Reason, by: u64) {
         let labels = [group, direction.as_str(), reason.as_str()];
         if let Ok(counter) = self.decisions.get_metric_with_label_values(&labels) {
+            counter.inc_by(by);
+        }
+    }
+
+    pub(super) fn retry_counter(&self, group: &str, cause: RetryCause, by: u64) {
+        if let Ok(counter) = self.retries.get_metric_with_label_values(&[group, cause.as_str()]) {
             counter.inc_by(by);
         }
     }

@@ -11,6 +11,7 @@
 mod access_log;
 mod admin;
 mod connects;
+mod estimates;
 mod families;
 mod forecast;
 mod gate;
@@ -22,14 +23,18 @@ mod process;
 mod record;
 mod requests;
 mod shard;
+mod supply;
+mod tokens;
 mod window;
 mod writer;
 
 pub use admin::{Admin, serve_connection};
 pub use connects::{ConnectReason, Connects};
-pub use gate::{GateStatus, Readiness};
+pub use estimates::EstimateErrors;
+pub use gate::{GateStatus, Readiness, UpstreamStatus};
 pub use hub::{Telemetry, TelemetryError, WorkerTelemetry};
 pub use labels::{ConnectionFault, Ended, Endpoint, REASONS};
 pub use logging::init_logging;
 pub use params::{AccessLog, Params};
 pub use record::{Record, RequestId};
+pub use tokens::{Cost, Unread};

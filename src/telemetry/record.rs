@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 
 use crate::policy::units::{MonoTime, Priority, TenantId};
-use crate::telemetry::{Ended, Endpoint};
+use crate::telemetry::{Cost, Ended, Endpoint};
 
 /// Our name for one request: `x-tidegate-request-id`, 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +42,7 @@ pub struct Record {
     /// The model it names.
     pub model: Option<Arc<str>>,
     /// The upstream group it belongs to.
-    pub group: &'static str,
+    pub group: Arc<str>,
     /// The upstream that was tried last.
     pub upstream: Option<Arc<str>>,
     /// The status the client was given; `None` if it left before there was one.
@@ -57,17 +57,17 @@ pub struct Record {
     pub queued: bool,
     /// The class it queued in.
     pub priority: Priority,
-    /// Tokens of the prompt, where known.
-    pub prompt_tokens: Option<u64>,
-    /// Tokens of the answer, where known.
-    pub output_tokens: Option<u64>,
+    /// What the answer was found to cost.
+    pub cost: Cost,
     /// When its head had been read.
     pub arrived: MonoTime,
     /// When it asked for a permit; `None` if it takes none or was refused before.
     pub asked: Option<MonoTime>,
-    /// When it got the permit.
+    /// When it got its first permit.
     pub admitted: Option<MonoTime>,
-    /// When it first went for a connection.
+    /// How long it waited for the permits of further tries.
+    pub waited_again: Duration,
+    /// When the last attempt went for a connection.
     pub dispatched: Option<MonoTime>,
     /// When it had the connection that was used last.
     pub connected: Option<MonoTime>,
@@ -88,14 +88,19 @@ pub struct Record {
 impl Record {
     /// The record of a request that has just arrived: nothing has happened to it yet.
     #[must_use]
-    pub fn new(request_id: RequestId, endpoint: Endpoint, group: &'static str, arrived: MonoTime) -> Self {
+    pub fn new(
+        request_id: RequestId,
+        endpoint: Endpoint,
+        group: impl Into<Arc<str>>,
+        arrived: MonoTime,
+    ) -> Self {
         Self {
             request_id,
             upstream_request_id: None,
             tenant: TenantId::default(),
             endpoint,
             model: None,
-            group,
+            group: group.into(),
             upstream: None,
             status: None,
             reason: None,
@@ -103,11 +108,11 @@ impl Record {
             stream: false,
             queued: false,
             priority: Priority::default(),
-            prompt_tokens: None,
-            output_tokens: None,
+            cost: Cost::default(),
             arrived,
             asked: None,
             admitted: None,
+            waited_again: Duration::ZERO,
             dispatched: None,
             connected: None,
             first_byte: None,
@@ -119,11 +124,18 @@ impl Record {
         }
     }
 
+    /// What the attempt that failed left here is not the next one's.
+    pub fn another_try(&mut self) {
+        self.queued = true;
+        (self.status, self.upstream_request_id) = (None, None);
+        (self.dispatched, self.connected, self.first_byte) = (None, None, None);
+    }
+
     /// The spans between the moments, for a request that ended at `end`.
     #[must_use]
     pub(super) fn spans(&self, end: MonoTime) -> Spans {
         let queue = match (self.asked, self.admitted) {
-            (Some(asked), Some(admitted)) => Some(admitted.since(asked)),
+            (Some(asked), Some(admitted)) => Some(admitted.since(asked) + self.waited_again),
             // Those who waited in vain count as well: else the worst queue looks like the best.
             (Some(asked), None) if self.queued => Some(end.since(asked)),
             _ => None,

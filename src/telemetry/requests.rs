@@ -2,6 +2,7 @@
 //!
 //! It adds up the workers' shards when it is scraped.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 
 use crate::clock::Clock;
-use crate::telemetry::Ended;
 use crate::telemetry::families::Family;
 use crate::telemetry::shard::{Buckets, Series, Shard, Totals};
+use crate::telemetry::tokens::{Costs, KINDS};
 use crate::telemetry::window::{STAGES, View};
+use crate::telemetry::{Ended, Unread};
 
 const QUANTILES: [f64; 3] = [0.5, 0.95, 0.99];
 
@@ -26,6 +28,9 @@ pub(super) struct RequestCollector {
     ttft: Family,
     queue: Family,
     upstream: Family,
+    per_token: Family,
+    tokens: Family,
+    unread: Family,
     refusals: Family,
     latency: Family,
     error_rate: Family,
@@ -70,6 +75,23 @@ impl RequestCollector {
                 "Seconds from sending a request on to the end of the upstream's response, retries included.",
                 &by,
             )?,
+            per_token: Family::histogram(
+                "tidegate_time_per_output_token_seconds",
+                "Seconds from a stream's first token to its last, for each token after the first, as the proxy \
+                 saw it; tokens as the upstream reported them, else its events.",
+                &by,
+            )?,
+            tokens: Family::counter(
+                "tidegate_tokens_total",
+                "Tokens that upstreams reported in their answers; all kinds but prompt and output are parts of \
+                 these two.",
+                &["model", "kind"],
+            )?,
+            unread: Family::counter(
+                "tidegate_usage_unread_total",
+                "Answers whose upstream reported no usage that could be read; what was estimated stands.",
+                &["reason"],
+            )?,
             refusals: Family::counter(
                 "tidegate_refusals_total",
                 "Requests answered by the proxy instead of the upstream, by error code.",
@@ -105,6 +127,24 @@ impl RequestCollector {
         Some(view)
     }
 
+    /// Tokens by model, over all endpoints, and what could not be read.
+    fn costs(&self, totals: &Totals) -> [MetricFamily; 2] {
+        let mut by_model: BTreeMap<&str, Costs> = BTreeMap::new();
+        let mut all = Costs::default();
+        for ((_, model), series) in &totals.series {
+            by_model.entry(model).or_default().add(&series.costs);
+            all.add(&series.costs);
+        }
+        let mut tokens = Vec::new();
+        for (model, costs) in by_model {
+            let kinds = KINDS.iter().zip(costs.tokens);
+            tokens.extend(kinds.map(|(kind, n)| self.tokens.value(&[model, kind], n as f64)));
+        }
+        let unread = Unread::ALL.into_iter().zip(all.unread);
+        let unread = unread.map(|(why, n)| self.unread.value(&[why.as_str()], n as f64));
+        [self.tokens.with(tokens), self.unread.with(unread.collect())]
+    }
+
     fn by_model(&self, totals: &Totals, family: &Family, pick: fn(&Series) -> &Buckets) -> MetricFamily {
         let metrics = totals.series.iter();
         family.with(metrics.map(|((e, model), s)| family.buckets(&[e.as_str(), model], pick(s))).collect())
@@ -119,6 +159,9 @@ impl Collector for RequestCollector {
             &self.ttft,
             &self.queue,
             &self.upstream,
+            &self.per_token,
+            &self.tokens,
+            &self.unread,
             &self.refusals,
             &self.latency,
             &self.error_rate,
@@ -145,8 +188,10 @@ impl Collector for RequestCollector {
             self.by_model(&totals, &self.ttft, |s| &s.ttft),
             self.by_model(&totals, &self.queue, |s| &s.queue),
             self.by_model(&totals, &self.upstream, |s| &s.upstream),
+            self.by_model(&totals, &self.per_token, |s| &s.costs.per_token),
             self.refusals.with(reasons.collect()),
         ];
+        families.extend(self.costs(&totals));
         if let Some(view) = self.view() {
             let stages = STAGES.iter().enumerate().map(|(i, stage)| {
                 let q = QUANTILES.map(|q| (q, view.quantile(i, q)));

@@ -13,8 +13,9 @@ use hdrhistogram::CreationError;
 use crate::policy::units::MonoTime;
 use crate::telemetry::labels::{Capped, NO_MODEL};
 use crate::telemetry::record::Spans;
+use crate::telemetry::tokens::Costs;
 use crate::telemetry::window::Window;
-use crate::telemetry::{Ended, Endpoint, REASONS, Record};
+use crate::telemetry::{Cost, Ended, Endpoint, REASONS, Record};
 
 /// Upper bounds in milliseconds: from a cached embedding to the longest reasoning.
 pub(super) const BOUNDS_MS: [u64; 17] = [
@@ -36,7 +37,7 @@ impl Buckets {
         self.sum = self.sum.saturating_add(span);
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(mine, theirs)| *mine += theirs);
         self.sum = self.sum.saturating_add(other.sum);
     }
@@ -50,11 +51,13 @@ pub(super) struct Series {
     pub(super) ttft: Buckets,
     pub(super) upstream: Buckets,
     pub(super) total: Buckets,
+    pub(super) costs: Costs,
 }
 
 impl Series {
-    fn record(&mut self, ended: Ended, spans: &Spans) {
+    fn record(&mut self, ended: Ended, spans: &Spans, cost: &Cost) {
         self.ended[ended.index()] += 1;
+        self.costs.record(cost);
         let total = (!spans.turned_away_at_once).then_some(spans.total);
         for (buckets, span) in [
             (&mut self.queue, spans.queue),
@@ -74,6 +77,7 @@ impl Series {
         self.ttft.add(&other.ttft);
         self.upstream.add(&other.upstream);
         self.total.add(&other.total);
+        self.costs.add(&other.costs);
     }
 }
 
@@ -113,10 +117,10 @@ impl Shard {
             let series = &mut counts.series[record.endpoint.index()];
             let model = record.model.as_deref().unwrap_or(NO_MODEL);
             match series.get_mut(model) {
-                Some(known) => known.record(record.ended, spans),
+                Some(known) => known.record(record.ended, spans, &record.cost),
                 None => {
                     let label = self.models.label(model);
-                    series.entry(label).or_default().record(record.ended, spans);
+                    series.entry(label).or_default().record(record.ended, spans, &record.cost);
                 }
             }
         }

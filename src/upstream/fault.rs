@@ -67,6 +67,9 @@ pub enum Fault {
     /// The response body paused for too long.
     #[error("no more of the response within {0:?}")]
     IdleTimeout(Duration),
+    /// The whole took too long.
+    #[error("the response was not over within {0:?}")]
+    TotalTimeout(Duration),
     /// The response body broke off.
     #[error("the response broke off: {0}")]
     Broken(#[source] hyper::Error),
@@ -90,7 +93,13 @@ impl Fault {
     /// It took too long, as opposed to going wrong.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::ConnectTimeout(_) | Self::FirstByteTimeout(_) | Self::IdleTimeout(_))
+        matches!(
+            self,
+            Self::ConnectTimeout(_)
+                | Self::FirstByteTimeout(_)
+                | Self::IdleTimeout(_)
+                | Self::TotalTimeout(_)
+        )
     }
 
     /// What hyper says went wrong before the head.

@@ -111,6 +111,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
     });
     let dial = Box::new(ToSimulation { wire, dialled: dialled.clone() });
     let upstream = Upstream::with_dial(config.first_upstream(), dial, 1, clock).expect("upstream");
+    let upstreams = [upstream.clone()];
     let registry = Registry::new();
     let telemetry = Telemetry::new(&config.telemetry, clock, 1, &registry).expect("telemetry");
 
@@ -118,7 +119,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
     let transitions = Arc::new(Mutex::new(Vec::new()));
     let moves = Arc::new(Mutex::new(Vec::new()));
     let (decided, turned, moved) = (decisions.clone(), transitions.clone(), moves.clone());
-    let gate = app::gate(&config, clock, &telemetry, &upstream, move |report| match report {
+    let routes = app::routes(&config, clock, &telemetry, &upstreams, move |_, report| match report {
         Report::Decided(decision) => decided.lock().expect("no panic under it").push(decision.clone()),
         Report::Supply(supply::Report::Breaker(_, transition)) => {
             turned.lock().expect("no panic under it").push(*transition)
@@ -128,6 +129,8 @@ pub(crate) async fn run(plan: Plan) -> Run {
             moved.lock().expect("no panic under it").push((*to, *reason));
         }
     });
+    let routes = routes.expect("one upstream is one group");
+    let gate = routes.groups()[0].gate().clone();
     let effects = Arc::new(Mutex::new(Vec::new()));
     let heard = effects.clone();
     gate.watch(move |now, effect| heard.lock().expect("no panic under it").push((now, effect.clone())));
@@ -137,8 +140,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
         parts: Parts {
             worker: 0,
             params: config.limits.clone(),
-            gate: gate.clone(),
-            upstream: upstream.clone(),
+            routes: routes.clone(),
             memory: Memory::new(config.limits.body_memory),
             tunnels: Tunnels::default(),
             telemetry: telemetry.worker(0),
@@ -162,13 +164,7 @@ pub(crate) async fn run(plan: Plan) -> Run {
         let unix = i64::from(hour) * 3600;
         Wall { unix: unix.saturating_add_unsigned(clock.now().as_secs()), hour }
     };
-    background.spawn(app::keep_time(
-        gate.clone(),
-        upstream.clone(),
-        telemetry.clone(),
-        config.scaling.clone(),
-        wall,
-    ));
+    background.spawn(app::keep_time(routes.clone(), 0, telemetry.clone(), config.scaling.clone(), wall));
     let warm = keep_warm(upstream.clone(), 0);
     background.spawn(async move {
         drain.run_until_cancelled_owned(warm).await;
@@ -248,7 +244,7 @@ impl Proxy {
     /// Drains as `app` does, and says how long that took.
     async fn drain(&self, timeout: Duration) -> Duration {
         let began = self.parts.clock.now();
-        self.parts.gate.drain();
+        self.parts.routes.groups().iter().for_each(|group| group.gate().drain());
         self.serving.draining.store(true, Ordering::Relaxed);
         self.serving.drain.cancel();
         self.serving.tasks.close();

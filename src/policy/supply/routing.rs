@@ -55,8 +55,8 @@ pub struct Overlap {
     pub second_pattern: String,
 }
 
-/// The groups, and which models go to which.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The groups, and which models go to which. The default has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routing {
     /// Of each group its lists, by their position.
     groups: Vec<Vec<usize>>,

@@ -50,6 +50,9 @@ impl Setup {
             ("telemetry.access_log", "off"),
             // scripted upstreams count connections and answer them in order
             ("upstream.0.prewarm", "false"),
+            // and each request once
+            ("retry.budget", "0"),
+            ("retry.success_refund", "0"),
             ("upstream.0.name", "up"),
             ("upstream.0.base_url", base_url),
         ] {

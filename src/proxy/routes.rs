@@ -1,0 +1,104 @@
+//! Where requests can go: the upstream groups, and which of them serves a model.
+//!
+//! A group is one queue, one gate, and the endpoints behind it; which of them takes a request is the gate's word.
+//! Made by `app` once, shared by all workers.
+
+use std::sync::Arc;
+
+use crate::policy::supply::{RetryParams, Routing};
+use crate::policy::units::EndpointId;
+use crate::proxy::Gate;
+use crate::proxy::limits::Told;
+use crate::upstream::Upstream;
+
+/// One upstream group.
+pub struct Group {
+    name: Arc<str>,
+    gate: Arc<Gate>,
+    endpoints: Vec<Arc<Upstream>>,
+}
+
+impl Group {
+    /// A group behind `gate`, whose endpoints are numbered as they stand here. There must be one.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>, gate: Arc<Gate>, endpoints: Vec<Arc<Upstream>>) -> Self {
+        Self { name: name.into(), gate, endpoints }
+    }
+
+    /// Its name on metrics and in logs.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The door to its engine.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Its endpoints, by number.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Arc<Upstream>] {
+        &self.endpoints
+    }
+
+    pub(super) fn endpoint(&self, id: EndpointId) -> Option<&Arc<Upstream>> {
+        self.endpoints.get(usize::from(id.0))
+    }
+}
+
+/// All groups, and which models go to which.
+pub struct Routes {
+    routing: Routing,
+    groups: Vec<Group>,
+    retry: RetryParams,
+    by_model: bool,
+    /// Rate-limit headers that could not be true, by kind.
+    pub(super) faults_told: Told,
+}
+
+impl Routes {
+    /// `groups` are those of `routing`, in its order.
+    #[must_use]
+    pub fn new(routing: Routing, groups: Vec<Group>, retry: RetryParams) -> Self {
+        let picky = |upstream: &Arc<Upstream>| {
+            let params = upstream.params();
+            !params.rename.is_empty() || !params.supply.models.iter().any(|pattern| pattern == "*")
+        };
+        let by_model = groups.len() > 1 || groups.iter().any(|group| group.endpoints.iter().any(picky));
+        Self { routing, groups, retry, by_model, faults_told: Told::default() }
+    }
+
+    /// One group with every model.
+    #[must_use]
+    pub fn single(group: Group, retry: RetryParams) -> Self {
+        let all = ["*".to_owned()];
+        let routing = Routing::new(&[&all]).unwrap_or_else(|_| Routing::default());
+        Self::new(routing, vec![group], retry)
+    }
+
+    /// The groups, in order.
+    #[must_use]
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// `[retry]`.
+    pub(super) fn retry(&self) -> &RetryParams {
+        &self.retry
+    }
+
+    /// Whether what becomes of a request depends on the model it names.
+    pub(super) fn depend_on_model(&self) -> bool {
+        self.by_model
+    }
+
+    /// The number of the group that serves this model, or of the one for requests that name none.
+    pub(super) fn group_of(&self, model: Option<&str>) -> Option<usize> {
+        match model {
+            Some(model) => self.routing.group_of(model),
+            None => Some(self.routing.default_group()),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Several keys of one upstream: used in turn; one that is refused rests, and the others go on.
+
+use crate::support::{Setup, Upstream};
+
+fn two() -> Setup {
+    Setup::permits(4)
+        .variable("A", "sk-a")
+        .variable("B", "sk-b")
+        .set("upstream.0.api_keys", "env:A,env:B")
+        .set("retry.budget", 500)
+        .set("retry.backoff", "1ms,1ms,1ms,1ms")
+}
+
+#[tokio::test]
+async fn they_are_used_in_turn_and_one_that_is_refused_rests() {
+    let mut upstream = Upstream::start().await;
+    let proxy = two().before(upstream.address);
+    let mut used = Vec::new();
+    for _ in 0..4 {
+        let mut client = proxy.chat(&["authorization: Bearer client"]).await;
+        let call = upstream.next().await;
+        used.push(call.request.get("authorization").unwrap().to_owned());
+        call.answer(200, &[], b"ok").await;
+        client.response().await;
+    }
+    assert_eq!(used, ["Bearer sk-a", "Bearer sk-b", "Bearer sk-a", "Bearer sk-b"]);
+    let mut client = proxy.chat(&[]).await;
+    let call = upstream.next().await;
+    assert_eq!(call.request.get("authorization"), Some("Bearer sk-a"));
+    call.answer(401, &[], b"revoked").await;
+    for _ in 0..3 {
+        let call = upstream.next().await;
+        assert_eq!(call.request.get("authorization"), Some("Bearer sk-b"));
+        call.answer(200, &[], b"ok").await;
+        assert_eq!(client.response().await.status(), 200);
+        client = proxy.chat(&[]).await;
+    }
+    assert_eq!(proxy.metric("tidegate_upstream_keys_resting", "").await, 1.0);
+    assert_eq!(proxy.metric("tidegate_retries_total", "reason=\"key\"").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_single_key_that_is_refused_and_a_client_s_own_pass_untouched() {
+    let mut upstream = Upstream::start().await;
+    let single = Setup::permits(4).variable("A", "sk-a").set("upstream.0.api_keys", "env:A");
+    for setup in [single.set("retry.budget", 500), Setup::permits(4).set("retry.budget", 500)] {
+        let proxy = setup.before(upstream.address);
+        let mut client = proxy.chat(&["authorization: Bearer client"]).await;
+        upstream.next().await.answer(401, &[], b"who are you").await;
+        let answer = client.response().await;
+        assert_eq!((answer.status(), answer.text().as_str()), (401, "who are you"));
+        assert!(upstream.is_quiet());
+    }
+}

@@ -1,0 +1,45 @@
+//! How long a whole answer may take.
+
+use crate::support::{Setup, Upstream};
+
+#[tokio::test]
+async fn a_response_that_is_not_over_in_time_breaks_off() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4).set("upstream.0.total_timeout", "300ms").before(upstream.address);
+    let mut client = proxy.chat(&[]).await;
+    let mut call = upstream.next().await;
+    call.wire
+        .send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
+    assert_eq!(client.head().await.status(), 200);
+    // it goes on and on, so it is not idle
+    let mut seen = Vec::new();
+    let broke = loop {
+        call.wire.send("8\r\ndata: x\n\r\n").await;
+        match client.try_chunk().await {
+            Some(chunk) if chunk.starts_with(b"\n\ndata: ") => break chunk,
+            Some(chunk) => seen.extend(chunk),
+            None => panic!("it broke off without a word: {:?}", String::from_utf8_lossy(&seen)),
+        }
+    };
+    let text = String::from_utf8_lossy(&broke).into_owned();
+    assert!(text.contains("upstream_timeout") && text.contains("300ms"), "{text}");
+    assert_eq!(client.try_chunk().await, None);
+    proxy.until("tidegate_in_flight", "", |n| n == 0.0).await;
+}
+
+#[tokio::test]
+async fn it_also_bounds_the_wait_for_the_head_and_a_silent_body() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4).set("upstream.0.total_timeout", "200ms").before(upstream.address);
+    let mut client = proxy.chat(&[]).await;
+    let call = upstream.next().await;
+    let answer = client.response().await;
+    assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
+    drop(call);
+    let mut client = proxy.chat(&[]).await;
+    let mut call = upstream.next().await;
+    call.wire.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+    assert_eq!(client.head().await.status(), 200);
+    assert_eq!(client.rest().await, b"half");
+}
