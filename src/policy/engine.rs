@@ -13,6 +13,8 @@
 //!                        └─ Cancel
 //! ```
 
+mod attempt;
+mod dispatch;
 mod event;
 mod retry;
 mod scaling;
@@ -28,7 +30,7 @@ use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Wai
 use crate::policy::predict::{ArticleWindow, History, PolicyKind};
 use crate::policy::supply::retry::Budget;
 use crate::policy::supply::{Attempt, Choice, Fleet, Hold, Report, Want};
-use crate::policy::units::{ModelId, MonoTime, Outcome, Place, Priority, Refusal, Sample, TenantId, Ticket};
+use crate::policy::units::{MonoTime, Place, Priority, Refusal, TenantId, Ticket};
 
 #[derive(Clone, Copy, Debug)]
 struct Flight {
@@ -338,67 +340,6 @@ impl Engine {
         effects.push(Effect::Admit { ticket, place, probe, limit, in_flight });
     }
 
-    fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool) {
-        let Some(flight) = self.flights.get_mut(&ticket) else { return };
-        if flight.kind == Kind::Queued && flight.request.stream && alive && !flight.head {
-            self.head_time.observe(now, now.since(flight.admitted));
-        }
-        flight.head = true;
-        self.fleet.head(now, &flight.attempt, alive, flight.refused, &mut self.reports);
-    }
-
-    fn attempt_ended(&mut self, now: MonoTime, ticket: Ticket, outcome: Outcome, effects: &mut Vec<Effect>) {
-        let Some(flight) = self.flights.get_mut(&ticket) else { return };
-        if std::mem::replace(&mut flight.decided, true) {
-            return;
-        }
-        let turned = self.fleet.ended(now, &flight.attempt, outcome, flight.head, &mut self.reports);
-        self.report(effects);
-        if turned.is_some() {
-            self.tripped(now, effects);
-        }
-    }
-
-    fn finish(
-        &mut self,
-        now: MonoTime,
-        ticket: Ticket,
-        outcome: Outcome,
-        sample: Option<Sample>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let decided = self.flights.get(&ticket).is_some_and(|flight| flight.decided);
-        self.attempt_ended(now, ticket, outcome, effects);
-        let Some(flight) = self.flights.remove(&ticket) else { return };
-        self.fleet.release(now, &flight.attempt, sample.as_ref());
-        if outcome == Outcome::Success && !decided {
-            self.retry_budget.succeeded(&self.params.supply.retry);
-        }
-        match flight.kind {
-            Kind::Unqueued | Kind::Upload => self.unqueued -= 1,
-            Kind::Queued | Kind::WebSocket => {
-                self.permits.give_back();
-                if flight.kind == Kind::Queued {
-                    self.history.finished();
-                }
-                self.websockets -= usize::from(flight.kind == Kind::WebSocket);
-                if !self.queue.is_empty() {
-                    self.drain_rate.freed();
-                }
-            }
-        }
-    }
-
-    /// The last breaker opened: who cannot wait that long is told at once.
-    fn tripped(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        let Some(until) = self.fleet.open_until() else { return };
-        let retry_after = self.recovery(now);
-        for ticket in self.queue.expiring(until) {
-            self.queue.remove(ticket);
-            effects.push(Effect::Reject { ticket, refusal: Refusal::UpstreamUnavailable, retry_after });
-        }
-    }
-
     fn drain(&mut self, effects: &mut Vec<Effect>) {
         self.draining = true;
         if self.params.admission.on_drain == OnDrain::Reject {
@@ -427,110 +368,6 @@ impl Engine {
             (Refusal::UpstreamUnavailable, self.recovery(now))
         };
         Effect::Reject { ticket: w.ticket, refusal, retry_after }
-    }
-
-    /// Hands free permits to whoever's turn it is.
-    fn dispatch(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        self.wake = None;
-        // lines of which nobody can go now, by model, and by tenant where clients bring their own keys
-        let mut held: Vec<(TenantId, ModelId)> = Vec::new();
-        while !self.queue.is_empty() {
-            let by_tenant = self.fleet.keys_are_clients();
-            let next = self.queue.next(&|w: &Waiting| {
-                let line = |(tenant, model): &(TenantId, ModelId)| {
-                    *model == w.model && (!by_tenant || *tenant == w.tenant)
-                };
-                w.not_before <= now && !held.iter().any(line)
-            });
-            let Some(w) = next else { break };
-            let place = match self.fleet.choose(now, &self.want(now, &w)) {
-                Choice::Go(place) => place,
-                Choice::Wait(Hold::Rate { until, stopped }) => {
-                    held.push((w.tenant, w.model));
-                    self.wake = Some(self.wake.map_or(until, |at| at.min(until)));
-                    if stopped {
-                        self.stopped(now, until, &w, by_tenant, effects);
-                    }
-                    continue;
-                }
-                // nobody else could go either
-                Choice::Wait(_) => break,
-            };
-            if !w.unqueued && !self.free(now, effects) {
-                break;
-            }
-            self.queue.take(w.ticket);
-            if self.hopeless(now, w.head_by, w.stream) {
-                effects.push(Effect::Reject {
-                    ticket: w.ticket,
-                    refusal: Refusal::DeadlineUnreachable,
-                    retry_after: self.wait_of(now, w.priority, w.tenant),
-                });
-                continue;
-            }
-            // what waited may find that others have taken the places meanwhile
-            let limits = &self.params.admission;
-            if (w.websocket && self.websockets >= limits.max_websockets)
-                || (w.unqueued && self.unqueued >= limits.max_unqueued)
-            {
-                let retry_after = Some(Duration::from_secs(1));
-                effects.push(Effect::Reject { ticket: w.ticket, refusal: Refusal::Overloaded, retry_after });
-                continue;
-            }
-            let kind = match w {
-                Waiting { unqueued: true, .. } => Kind::Unqueued,
-                Waiting { websocket: true, .. } => Kind::WebSocket,
-                _ => Kind::Queued,
-            };
-            self.admit(now, kind, w, place, effects);
-        }
-    }
-
-    /// The upstream refuses a line's requests until a moment that some of them cannot wait for: they are told at
-    /// once, so that their clients can go elsewhere.
-    fn stopped(
-        &mut self,
-        now: MonoTime,
-        until: MonoTime,
-        first: &Waiting,
-        by_tenant: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        let retry_after = Some(until.since(now).max(Duration::from_secs(1)));
-        for ticket in self.queue.expiring(until) {
-            let of_line = |w: &Waiting| w.model == first.model && (!by_tenant || w.tenant == first.tenant);
-            if self.queue.get(ticket).is_some_and(of_line) {
-                self.queue.remove(ticket);
-                let refusal = Refusal::DeadlineUnreachable;
-                effects.push(Effect::Reject { ticket, refusal, retry_after });
-            }
-        }
-    }
-
-    fn set_timer(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        let Some(mut next) = self.queue.next_deadline() else { return };
-        // without a free permit the probe could not go at that moment anyway
-        if self.permits.free() > 0
-            && let Some(until) = self.fleet.next_probe(now)
-        {
-            next = next.min(until);
-        }
-        for at in [self.wake, self.queue.next_due(now), self.next_overflow(now)].into_iter().flatten() {
-            next = next.min(at.max(now + Duration::from_millis(1)));
-        }
-        if self.timer.is_none_or(|at| next < at) {
-            self.timer = Some(next);
-            effects.push(Effect::SetTimer(next));
-        }
-    }
-
-    /// When the one that waits longest may go to a lower tier.
-    fn next_overflow(&self, now: MonoTime) -> Option<MonoTime> {
-        if !self.fleet.has_tiers() {
-            return None;
-        }
-        let patience = self.params.admission.failover_wait;
-        self.queue.oldest().map(|at| at + patience).filter(|at| *at > now)
     }
 
     /// Even a quick head would come after the client's own deadline.

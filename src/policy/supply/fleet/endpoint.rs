@@ -255,9 +255,10 @@ impl Endpoint {
         self.pace = Quickness::default();
     }
 
-    /// Lets a key rest, unless it is the client's own or the only one.
+    /// Lets a key rest, unless it is the client's own or the last one that does not rest.
     pub(super) fn rest(&mut self, now: MonoTime, key: KeyId) -> Option<MonoTime> {
-        if self.member.keys < 2 {
+        let others = self.keys.iter().enumerate().filter(|(k, _)| *k != usize::from(key.0));
+        if self.member.keys < 2 || others.map(|(_, until)| *until).all(|until| until > now) {
             return None;
         }
         let until = now + KEY_REST;

@@ -1,0 +1,126 @@
+//! What the fleet is asked, what it answers, and what it tells besides. Nothing here decides.
+
+use crate::policy::supply::Transition;
+use crate::policy::supply::concurrency::Change;
+use crate::policy::units::{EndpointId, ModelId, MonoTime, Place, TenantId, Ticket, Tokens};
+
+/// What a request wants of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// Its number, which chance is drawn from.
+    pub ticket: Ticket,
+    /// Whose it is: where clients bring their own keys, each key has its own limits.
+    pub tenant: TenantId,
+    /// The model.
+    pub model: ModelId,
+    /// What it will be charged for.
+    pub cost: Tokens,
+    /// It counts against learned limits and rates; what takes no permit does not.
+    pub paced: bool,
+    /// It failed there: elsewhere if at all possible.
+    pub avoid: Option<EndpointId>,
+    /// Until when it waits for the first tier rather than go to a later one.
+    pub patience: MonoTime,
+    /// It may be the one that tries a broken endpoint.
+    pub may_probe: bool,
+}
+
+/// An attempt that was started: what its end is told with.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    pub(super) ticket: Ticket,
+    pub(super) tenant: TenantId,
+    pub(super) model: ModelId,
+    /// Where it went.
+    pub place: Place,
+    /// It is the probe of a broken endpoint.
+    pub probe: bool,
+    pub(super) generation: u32,
+    pub(super) paced: bool,
+}
+
+/// Where a request may go, or what it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// There, at once.
+    Go(Place),
+    /// Nowhere yet.
+    Wait(Hold),
+}
+
+/// What is being waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Somebody to finish: every endpoint carries what it takes.
+    Full,
+    /// This model's rate to come back. `stopped`: the upstream refused, nothing of it goes before then.
+    Rate {
+        /// When the next may go.
+        until: MonoTime,
+        /// The upstream said so.
+        stopped: bool,
+    },
+    /// A probe that is under way.
+    Probe,
+    /// A broken or refusing upstream to be worth another try.
+    Down {
+        /// When that is.
+        until: MonoTime,
+    },
+}
+
+impl Hold {
+    /// The one that ends sooner, as far as can be told.
+    pub(super) fn sooner(self, other: Self) -> Self {
+        let rank = |h: Self| match h {
+            Self::Full => (0, MonoTime::ZERO),
+            Self::Probe => (1, MonoTime::ZERO),
+            Self::Rate { until, .. } => (2, until),
+            Self::Down { until } => (2, until),
+        };
+        if rank(other) < rank(self) { other } else { self }
+    }
+}
+
+/// What the fleet has to tell besides its answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Report {
+    /// A breaker changed state.
+    Breaker(EndpointId, Transition),
+    /// What an endpoint was found to take moved by more than a tenth.
+    Limit(EndpointId, Change),
+    /// The upstream refused a model's rate: nothing of it goes with this key before then.
+    Stopped {
+        /// Where.
+        place: Place,
+        /// Of what.
+        model: ModelId,
+        /// Until when.
+        until: MonoTime,
+        /// Attempts in flight there.
+        in_flight: u32,
+    },
+    /// The upstream refused although no rate was used up: it takes fewer at once than it was given.
+    HiddenCap {
+        /// Which.
+        endpoint: EndpointId,
+        /// Attempts in flight there.
+        in_flight: u32,
+    },
+    /// A key was refused: it rests.
+    KeyRests {
+        /// Whose.
+        place: Place,
+        /// Until when.
+        until: MonoTime,
+    },
+    /// An endpoint is far slower than its peers: it rests.
+    Ejected {
+        /// Which.
+        endpoint: EndpointId,
+        /// How many times slower.
+        factor: f64,
+        /// Until when.
+        until: MonoTime,
+    },
+}

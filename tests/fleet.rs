@@ -1,0 +1,405 @@
+//! Several endpoints behind one gate, whatever happens to them: each keeps its limit, every permit comes back, nobody
+//! waits for ever, a broken endpoint gets one probe, and the same events have the same effects.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params, RetryCause};
+use tidegate::policy::predict::{self, PolicyKind};
+use tidegate::policy::supply::pace::RateLimits;
+use tidegate::policy::supply::{self, BreakerParams, ConcurrencyMode, EndpointParams, Member};
+use tidegate::policy::units::{
+    EndpointId, KeyId, ModelId, MonoTime, Outcome, Place, Priority, Sample, TenantId, Ticket, Tokens,
+};
+
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Success, Outcome::Refused, Outcome::Overload, Outcome::Failure, Outcome::Ignore];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Arrive { model: u8, tenant: u8, cost: u16, unqueued: bool, patience: Option<u8> },
+    Finish { pick: u8, outcome: u8, sample: bool },
+    Refused { pick: u8, stop: Option<u16> },
+    Retry { pick: u8, outcome: u8, cause: u8, after: Option<u16> },
+    Unauthorized(u8),
+    Checked(u8, bool),
+    Cancel(u8),
+    Wait(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let short = proptest::option::weighted(0.4, any::<u8>());
+    let after = || proptest::option::weighted(0.4, any::<u16>());
+    prop_oneof![
+        30 => (0..3_u8, 0..3_u8, any::<u16>(), proptest::bool::weighted(0.1), short).prop_map(
+            |(model, tenant, cost, unqueued, patience)| Step::Arrive { model, tenant, cost, unqueued, patience }
+        ),
+        16 => (any::<u8>(), 0..5_u8, any::<bool>())
+            .prop_map(|(pick, outcome, sample)| Step::Finish { pick, outcome, sample }),
+        6 => (any::<u8>(), after()).prop_map(|(pick, stop)| Step::Refused { pick, stop }),
+        8 => (any::<u8>(), 0..5_u8, 0..5_u8, after())
+            .prop_map(|(pick, outcome, cause, after)| Step::Retry { pick, outcome, cause, after }),
+        2 => any::<u8>().prop_map(Step::Unauthorized),
+        1 => (0..4_u8, any::<bool>()).prop_map(|(id, healthy)| Step::Checked(id, healthy)),
+        3 => any::<u8>().prop_map(Step::Cancel),
+        12 => any::<u16>().prop_map(Step::Wait),
+    ]
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    let rate = || proptest::option::weighted(0.3, 1..2000_u64);
+    (1..4_u32, 0..2_u32, 1..12_u32, rate(), rate(), 0..4_u16).prop_map(
+        |(weight, tier, most, requests_per_minute, tokens_per_minute, keys)| Member {
+            endpoint: EndpointParams {
+                weight,
+                tier,
+                concurrency: ConcurrencyMode::Fixed(most),
+                requests_per_minute,
+                tokens_per_minute: tokens_per_minute.map(|n| n * 1000),
+                ..EndpointParams::default()
+            },
+            keys,
+            ..Member::default()
+        },
+    )
+}
+
+fn params() -> impl Strategy<Value = Params> {
+    let policy = prop_oneof![Just(PolicyKind::Predictive), Just(PolicyKind::Fixed)];
+    (vec(member(), 1..5), policy, 1..40_u32, any::<u64>()).prop_map(|(members, policy, most, seed)| {
+        let scaling = predict::Params {
+            min_permits: 1,
+            initial_permits: most,
+            max_permits: most,
+            ..predict::Params::of(policy)
+        };
+        let breaker =
+            BreakerParams { failures: 3, recovery: Duration::from_secs(5), ..BreakerParams::default() };
+        let supply = supply::Params { breaker, members, seed, ..supply::Params::default() };
+        Params { scaling, supply, ..Params::default() }
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Flight {
+    place: Place,
+    paced: bool,
+    probe: bool,
+}
+
+struct World {
+    params: Params,
+    engine: Engine,
+    now: MonoTime,
+    tickets: u64,
+    waiting: Vec<Ticket>,
+    paced: BTreeMap<Ticket, bool>,
+    flights: BTreeMap<Ticket, Flight>,
+    alarm: Option<MonoTime>,
+    log: Vec<(MonoTime, Event, Vec<Effect>)>,
+}
+
+impl World {
+    fn new(params: Params) -> Self {
+        let now = MonoTime::from_secs(100);
+        Self {
+            engine: Engine::new(params.clone(), now),
+            params,
+            now,
+            tickets: 0,
+            waiting: Vec::new(),
+            paced: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            alarm: None,
+            log: Vec::new(),
+        }
+    }
+
+    fn pick(&self, n: u8) -> Option<Ticket> {
+        self.flights.keys().nth(usize::from(n) % self.flights.len().max(1)).copied()
+    }
+
+    fn send(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        match &event {
+            Event::Cancel(ticket) => self.waiting.retain(|t| t != ticket),
+            Event::Finish(ticket, ..) => drop(self.flights.remove(ticket)),
+            _ => {}
+        }
+        // a probe that says nothing gives its place to the next
+        if let Event::AttemptEnd(ticket, Outcome::Ignore)
+        | Event::Retry { ticket, outcome: Outcome::Ignore, .. } = &event
+            && let Some(f) = self.flights.get_mut(ticket)
+        {
+            f.probe = false;
+        }
+        self.engine.on(self.now, event.clone(), &mut effects);
+        for effect in &effects {
+            match effect {
+                Effect::Admit { ticket, place, probe, .. } => {
+                    self.waiting.retain(|t| t != ticket);
+                    let paced = self.paced[ticket];
+                    if *probe {
+                        let others =
+                            self.flights.values().filter(|f| f.probe && f.place.endpoint == place.endpoint);
+                        assert_eq!(others.count(), 0, "a second probe at {place:?}");
+                    }
+                    let flight = Flight { place: *place, paced, probe: *probe };
+                    assert!(self.flights.insert(*ticket, flight).is_none());
+                    self.within_limits(place.endpoint);
+                }
+                Effect::Reject { ticket, .. } => self.waiting.retain(|t| t != ticket),
+                Effect::Requeued { ticket, .. } => {
+                    assert!(self.flights.remove(ticket).is_some());
+                    self.waiting.push(*ticket);
+                }
+                Effect::SetTimer(at) => {
+                    assert!(*at > self.now);
+                    self.alarm = Some(*at);
+                }
+                Effect::Supply(supply::Report::Breaker(id, turned)) => {
+                    // a probe whose breaker has turned is nobody's probe any more
+                    if turned.to != supply::BreakerState::HalfOpen {
+                        for f in self.flights.values_mut().filter(|f| f.place.endpoint == *id) {
+                            f.probe = false;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.log.push((self.now, event, effects));
+        let status = self.engine.status();
+        assert_eq!(status.queued.iter().sum::<usize>(), self.waiting.len());
+        let paced = self.flights.values().filter(|f| f.paced).count();
+        assert_eq!(status.in_flight as usize, paced);
+        assert_eq!(status.endpoints.iter().map(|e| e.in_flight as usize).sum::<usize>(), paced);
+        assert!(
+            self.waiting.is_empty() || self.alarm.is_some(),
+            "{} wait and no timer is set",
+            self.waiting.len()
+        );
+    }
+
+    fn within_limits(&self, id: EndpointId) {
+        let ConcurrencyMode::Fixed(most) = self.params.supply.members[usize::from(id.0)].endpoint.concurrency
+        else {
+            panic!("all are fixed")
+        };
+        let open = self.flights.values().filter(|f| f.paced && f.place.endpoint == id).count();
+        assert!(open <= most as usize, "{open} at {id:?}, which takes {most}");
+    }
+
+    fn wait_until(&mut self, end: MonoTime) {
+        let mut rings = 100_000;
+        while let Some(at) = self.alarm.filter(|at| *at <= end) {
+            assert!(rings > 0, "the timer rings and rings");
+            rings -= 1;
+            self.alarm = None;
+            self.now = self.now.max(at);
+            self.send(Event::Tick);
+        }
+        self.now = self.now.max(end);
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Arrive { model, tenant, cost, unqueued, patience } => {
+                let ticket = Ticket(self.tickets);
+                self.tickets += 1;
+                self.paced.insert(ticket, !unqueued);
+                self.waiting.push(ticket);
+                let arrival = Arrival {
+                    kind: if unqueued { Kind::Unqueued } else { Kind::Queued },
+                    tenant: TenantId(tenant.into()),
+                    priority: Priority::ALL[usize::from(tenant) % 3],
+                    model: ModelId(model.into()),
+                    cost: Tokens(cost.into()),
+                    bytes: 1,
+                    head_by: patience.map(|s| self.now + Duration::from_millis(u64::from(s) * 100)),
+                    stream: false,
+                };
+                self.send(Event::Arrive(ticket, arrival));
+            }
+            Step::Finish { pick, outcome, sample } => {
+                let Some(ticket) = self.pick(pick) else { return };
+                let sample = sample.then_some(Sample {
+                    prompt: Tokens(100),
+                    output: Tokens(50),
+                    first: Duration::from_millis(200),
+                    last: Duration::from_secs(1),
+                    stream: true,
+                });
+                self.send(Event::Finish(ticket, OUTCOMES[usize::from(outcome)], sample));
+            }
+            Step::Refused { pick, stop } => {
+                let Some(ticket) = self.pick(pick) else { return };
+                let retry_at = stop.map(|ms| self.now + Duration::from_millis(ms.into()));
+                let limits = RateLimits { retry_at, ..RateLimits::default() };
+                self.send(Event::Refused(ticket, Box::new(limits)));
+                self.send(Event::FirstByte { ticket, alive: true });
+                let (outcome, cause) = (Outcome::Refused, RetryCause::Status);
+                self.send(Event::Retry { ticket, outcome, cause, retry_after: None });
+            }
+            Step::Retry { pick, outcome, cause, after } => {
+                let Some(ticket) = self.pick(pick) else { return };
+                let causes = [
+                    RetryCause::Status,
+                    RetryCause::Connect,
+                    RetryCause::Reset,
+                    RetryCause::Timeout,
+                    RetryCause::Key,
+                ];
+                let (outcome, cause) = (OUTCOMES[usize::from(outcome)], causes[usize::from(cause)]);
+                let retry_after = after.map(|ms| Duration::from_millis(ms.into()));
+                self.send(Event::Retry { ticket, outcome, cause, retry_after });
+            }
+            Step::Unauthorized(pick) => {
+                let Some(ticket) = self.pick(pick) else { return };
+                self.send(Event::Unauthorized(ticket));
+            }
+            Step::Checked(id, healthy) => self.send(Event::Checked(EndpointId(id.into()), healthy)),
+            Step::Cancel(pick) => {
+                let ticket = self.waiting.get(usize::from(pick) % self.waiting.len().max(1)).copied();
+                if let Some(ticket) = ticket {
+                    self.send(Event::Cancel(ticket));
+                }
+            }
+            Step::Wait(ms) => self.wait_until(self.now + Duration::from_millis(ms.into())),
+        }
+    }
+
+    /// Everything comes to its end, and a second telling is the same.
+    fn settle(mut self) {
+        let mut left = 20 * (self.waiting.len() + self.flights.len()) + 20;
+        while !self.waiting.is_empty() || !self.flights.is_empty() {
+            assert!(left > 0, "{} wait for ever", self.waiting.len());
+            left -= 1;
+            match self.flights.keys().next().copied() {
+                Some(ticket) => self.send(Event::Finish(ticket, Outcome::Success, None)),
+                None => {
+                    let at = self.alarm.expect("something waits, so a timer is set");
+                    self.wait_until(at);
+                }
+            }
+        }
+        let status = self.engine.status();
+        assert_eq!((status.in_flight, status.unqueued, status.queued), (0, 0, [0; 3]), "a permit was lost");
+        let mut again = Engine::new(self.params.clone(), MonoTime::from_secs(100));
+        for (now, event, effects) in &self.log {
+            let mut same = Vec::new();
+            again.on(*now, event.clone(), &mut same);
+            assert_eq!(&same, effects, "{event:?} at {now:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 768, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_life_of_a_fleet_keeps_the_promises(params in params(), steps in vec(step(), 1..160)) {
+        let mut world = World::new(params);
+        for step in &steps {
+            world.step(step);
+        }
+        world.settle();
+    }
+}
+
+fn world(members: Vec<Member>) -> World {
+    let scaling = predict::Params::of(PolicyKind::Predictive);
+    let supply = supply::Params { members, ..supply::Params::default() };
+    World::new(Params { scaling, supply, ..Params::default() })
+}
+
+fn takes(most: u32, tier: u32) -> Member {
+    let endpoint =
+        EndpointParams { concurrency: ConcurrencyMode::Fixed(most), tier, ..EndpointParams::default() };
+    Member { endpoint, keys: 1, ..Member::default() }
+}
+
+fn arrive(world: &mut World, n: usize) {
+    for _ in 0..n {
+        world.step(&Step::Arrive { model: 0, tenant: 0, cost: 10, unqueued: false, patience: None });
+    }
+}
+
+#[test]
+fn a_full_first_tier_is_waited_for_and_then_left() {
+    let mut w = world(vec![takes(2, 0), takes(5, 1)]);
+    arrive(&mut w, 4);
+    let at = |w: &World, id: u16| w.flights.values().filter(|f| f.place.endpoint == EndpointId(id)).count();
+    assert_eq!((at(&w, 0), at(&w, 1), w.waiting.len()), (2, 0, 2), "patience first");
+    w.wait_until(w.now + Duration::from_secs(6));
+    assert_eq!(
+        (at(&w, 0), at(&w, 1), w.waiting.len()),
+        (2, 2, 0),
+        "after failover_wait the second tier serves"
+    );
+}
+
+#[test]
+fn a_try_that_failed_goes_elsewhere_at_once() {
+    let mut w = world(vec![takes(5, 0), takes(5, 0)]);
+    arrive(&mut w, 1);
+    let (ticket, before) = w.flights.iter().next().map(|(t, f)| (*t, f.place)).unwrap();
+    let (outcome, cause) = (Outcome::Failure, RetryCause::Status);
+    w.send(Event::Retry { ticket, outcome, cause, retry_after: Some(Duration::from_secs(20)) });
+    let now = w.flights[&ticket].place;
+    assert_ne!(now.endpoint, before.endpoint, "nobody waits 20 s for one endpoint while another is idle");
+}
+
+#[test]
+fn a_refused_key_rests_and_the_next_one_serves() {
+    let mut w = world(vec![Member { keys: 2, ..takes(5, 0) }]);
+    arrive(&mut w, 1);
+    let (ticket, before) = w.flights.iter().next().map(|(t, f)| (*t, f.place)).unwrap();
+    w.send(Event::Unauthorized(ticket));
+    let (outcome, cause) = (Outcome::Ignore, RetryCause::Key);
+    w.send(Event::Retry { ticket, outcome, cause, retry_after: None });
+    assert_ne!(w.flights[&ticket].place.key, before.key);
+    // the other one is refused too: its 401 is the answer
+    w.send(Event::Unauthorized(ticket));
+    w.send(Event::Retry { ticket, outcome, cause, retry_after: None });
+    let given_up = w.log.last().is_some_and(|(_, _, effects)| effects.contains(&Effect::GivenUp(ticket)));
+    assert!(given_up);
+    assert_eq!(before.key, KeyId(0));
+}
+
+#[test]
+fn a_stop_that_outlasts_the_queue_is_told_at_once() {
+    let mut w = world(vec![takes(1, 0)]);
+    arrive(&mut w, 4);
+    assert_eq!((w.flights.len(), w.waiting.len()), (1, 3));
+    let ticket = *w.flights.keys().next().unwrap();
+    let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(3600)), ..RateLimits::default() };
+    w.send(Event::Refused(ticket, Box::new(limits)));
+    w.send(Event::FirstByte { ticket, alive: true });
+    w.send(Event::Retry { ticket, outcome: Outcome::Refused, cause: RetryCause::Status, retry_after: None });
+    assert!(w.waiting.is_empty(), "who waits for an hour's stop waits in vain");
+    w.send(Event::Finish(ticket, Outcome::Refused, None));
+    arrive(&mut w, 1);
+    assert!(w.waiting.is_empty(), "and so does who comes later");
+}
+
+#[test]
+fn one_model_s_stop_holds_up_no_other_model() {
+    let mut w = world(vec![takes(4, 0)]);
+    arrive(&mut w, 1);
+    let ticket = *w.flights.keys().next().unwrap();
+    let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(20)), ..RateLimits::default() };
+    w.send(Event::Refused(ticket, Box::new(limits)));
+    w.send(Event::Retry { ticket, outcome: Outcome::Refused, cause: RetryCause::Status, retry_after: None });
+    arrive(&mut w, 2);
+    assert_eq!((w.flights.len(), w.waiting.len()), (0, 3));
+    w.step(&Step::Arrive { model: 1, tenant: 0, cost: 10, unqueued: false, patience: None });
+    assert_eq!((w.flights.len(), w.waiting.len()), (1, 3), "another model passes");
+    // after the stop one probe goes first; its answer lets the others go
+    w.wait_until(w.now + Duration::from_secs(20));
+    assert_eq!((w.flights.len(), w.waiting.len()), (2, 2));
+    w.send(Event::FirstByte { ticket, alive: true });
+    assert_eq!(w.waiting.len(), 0);
+}
