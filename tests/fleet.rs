@@ -1,6 +1,8 @@
 //! Several endpoints behind one gate, whatever happens to them: each keeps its limit, every permit comes back, nobody
 //! waits for ever, a broken endpoint gets one probe, and the same events have the same effects.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -159,12 +161,12 @@ impl World {
                     assert!(*at > self.now);
                     self.alarm = Some(*at);
                 }
-                Effect::Supply(supply::Report::Breaker(id, turned)) => {
-                    // a probe whose breaker has turned is nobody's probe any more
-                    if turned.to != supply::BreakerState::HalfOpen {
-                        for f in self.flights.values_mut().filter(|f| f.place.endpoint == *id) {
-                            f.probe = false;
-                        }
+                // a probe whose breaker has turned is nobody's probe any more
+                Effect::Supply(supply::Report::Breaker(id, turned))
+                    if turned.to != supply::BreakerState::HalfOpen =>
+                {
+                    for f in self.flights.values_mut().filter(|f| f.place.endpoint == *id) {
+                        f.probe = false;
                     }
                 }
                 _ => {}

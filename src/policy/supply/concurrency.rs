@@ -1,9 +1,9 @@
 //! The learned limit S of one endpoint: how many requests it may have in flight.
 //!
 //! Three things are learnt, and the worst decides once a second:
-//! - [`curve`]: how fast one request is among n, hence the *knee*, where the server's whole output stops growing. S stays
+//! - `curve`: how fast one request is among n, hence the *knee*, where the server's whole output stops growing. S stays
 //!   under 1.6 times the knee and off the point from which the output falls.
-//! - [`wait`]: how many wait inside the server for their first token. S leaves room for one, or a tenth.
+//! - `wait`: how many wait inside the server for their first token. S leaves room for one, or a tenth.
 //! - refusals: 429 that no rate limit explains, 503, 529, timeouts. S goes under what was in flight, and comes back
 //!   to it ever more rarely.
 //!
