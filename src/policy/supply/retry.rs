@@ -79,7 +79,7 @@ impl RetryParams {
                 bad(key, "must be at most the budget, else nothing is ever retried");
             }
         }
-        if self.success_refund > self.budget {
+        if self.budget > 0 && self.success_refund > self.budget {
             bad("success_refund", "must be at most the budget");
         }
         checked(self, faults)
@@ -166,6 +166,14 @@ pub fn wait(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_budget_of_nothing_turns_retries_off() {
+        let params = RetryParams { budget: 0, ..RetryParams::default() }.try_new().unwrap();
+        let mut budget = Budget::new(&params);
+        budget.succeeded(&params);
+        assert!(!budget.take(&params, false));
+    }
 
     #[test]
     fn the_waits_are_uniform_below_their_base_and_repeatable() {
