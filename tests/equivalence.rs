@@ -253,8 +253,7 @@ async fn clients_leave_the_queue_and_the_upstream() {
     };
     assert!(last(&cut) < last(&calm), "their permits go to others");
     // and from the queue, while the breaker is open: they are not admitted when it closes
-    let config =
-        "[scaling]\npolicy = \"fixed\"\nmax_permits = 50\n[breaker]\nrecovery = \"10s\"\n[retry]\nstatuses = []";
+    let config = "[scaling]\npolicy = \"fixed\"\nmax_permits = 50\n[breaker]\nrecovery = \"10s\"\n[retry]\nstatuses = []";
     let requests: Vec<_> = (0..40).map(|i| (1005 + 700 * i, 10)).collect();
     let case = Case { fails: Some((5000, 9000)), patience: ms(1502), ..Case::new(config, requests) };
     let admitted = count(&case.agreed().await, |e| matches!(e, Effect::Admit { .. }));
