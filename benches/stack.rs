@@ -24,7 +24,7 @@ use tidegate::policy::predict::PolicyKind;
 use tidegate::policy::supply::RetryParams;
 use tidegate::proxy::{self, Gate, Group, Memory, Parts, Routes, Tunnels};
 use tidegate::telemetry::{self, AccessLog, Telemetry};
-use tidegate::upstream::{self, Dial, Dialing, Io, Upstream};
+use tidegate::upstream::{self, Dial, Dialing, Dialled, Upstream};
 use tokio::io::DuplexStream;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ impl Dial for Pipes {
     fn dial(&self) -> Dialing<'_> {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         self.0.spawn(serve_fast(theirs));
-        Box::pin(async move { Ok(Box::new(ours) as Box<dyn Io>) })
+        Box::pin(async move { Ok(Dialled::new(ours)) })
     }
 }
 

@@ -13,6 +13,7 @@
 //! The multiples of the golden ratio lie as evenly in [0, 1) as points can that come one by one (a
 //! Weyl sequence): connections made in one second are not all replaced in one second.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -54,6 +55,8 @@ impl Lifetime {
 pub(super) struct Card {
     /// The worker that drives it.
     pub(super) home: usize,
+    /// Where it leads.
+    address: Option<IpAddr>,
     pub(super) made: MonoTime,
     retire: MonoTime,
     renew_after: Duration,
@@ -65,7 +68,13 @@ pub(super) struct Card {
 
 impl Card {
     /// The card of a connection made `now`; `numbers` counts them.
-    pub(super) fn new(home: usize, lifetime: &Lifetime, numbers: &AtomicU64, now: MonoTime) -> Arc<Self> {
+    pub(super) fn new(
+        home: usize,
+        address: Option<IpAddr>,
+        lifetime: &Lifetime,
+        numbers: &AtomicU64,
+        now: MonoTime,
+    ) -> Arc<Self> {
         let n = numbers.fetch_add(1, Ordering::Relaxed);
         let retire = match lifetime.refresh {
             Duration::ZERO => MonoTime::MAX,
@@ -73,6 +82,7 @@ impl Card {
         };
         Arc::new(Self {
             home,
+            address,
             made: now,
             retire,
             renew_after: spread(lifetime.idle_timeout, 600, 250, n),
@@ -89,6 +99,11 @@ impl Card {
     /// Unused since `since`, it may soon be closed by the upstream.
     pub(super) fn is_stale(&self, since: MonoTime, now: MonoTime) -> bool {
         now >= since + self.renew_after
+    }
+
+    /// It leads to none of these addresses; one that leads to no address has nothing to leave.
+    pub(super) fn is_elsewhere(&self, present: &[IpAddr]) -> bool {
+        self.address.is_some_and(|address| !present.contains(&address))
     }
 
     pub(super) fn retire(&self) {
@@ -116,7 +131,7 @@ mod tests {
 
     fn cards(n: usize, lifetime: Lifetime) -> Vec<Arc<Card>> {
         let numbers = AtomicU64::new(0);
-        (0..n).map(|_| Card::new(0, &lifetime, &numbers, MonoTime::from_secs(100))).collect()
+        (0..n).map(|_| Card::new(0, None, &lifetime, &numbers, MonoTime::from_secs(100))).collect()
     }
 
     #[test]

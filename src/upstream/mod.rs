@@ -6,23 +6,28 @@
 
 mod body;
 mod card;
+mod check;
 mod connect;
 mod fault;
 mod headers;
 mod keys;
+mod names;
 mod pace;
 mod params;
 mod pool;
 mod prewarm;
+mod race;
 mod rename;
 mod send;
 mod target;
 
 pub use body::{BoxError, Payload, ReplyBody, Trailed, Upload};
-pub use connect::{Dial, Dialing, Io, Network};
+pub use check::Unwell;
+pub use connect::{Dial, Dialing, Dialled, Io, Network, Present};
 pub use fault::{Fault, Paused, SetupError};
 pub use headers::{clean_request, clean_response, is_upgrade};
 pub use keys::{OTHER_KEYS, set_key};
+pub use names::{Resolve, Resolving, System, follow_dns};
 pub use params::{BOTH_KEYS, OnDisconnect, Params, Secret, ServerMetrics};
 pub use prewarm::keep_warm;
 pub use rename::rename_model;

@@ -209,6 +209,19 @@ impl Params {
         self.api_key.iter().chain(&self.api_keys)
     }
 
+    /// Whether it is likely a server of one's own, as opposed to a provider's: over plain HTTP, under an address,
+    /// or under a name that no public DNS has. Asking a provider for `/metrics` each second would be rude.
+    #[must_use]
+    pub fn looks_self_hosted(&self) -> bool {
+        const PRIVATE: [&str; 6] = [".local", ".internal", ".lan", ".home.arpa", ".svc", ".localhost"];
+        let host = self.base_url.host().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
+        let host = host.trim_end_matches('.');
+        self.base_url.scheme_str() != Some("https")
+            || host.parse::<std::net::IpAddr>().is_ok()
+            || !host.contains('.')
+            || PRIVATE.iter().any(|ending| host.ends_with(ending))
+    }
+
     fn key_faults(&self) -> Vec<Invalid> {
         let mut faults = Vec::new();
         if let Some(wrong) = self.api_key.as_ref().and_then(fault_of_key) {
@@ -334,6 +347,23 @@ mod tests {
         );
         let supply = EndpointParams { weight: 0, ..EndpointParams::default() };
         assert!(faults(Params { supply, ..Params::default() })[0].starts_with("weight: must be at least 1"));
+    }
+
+    #[test]
+    fn a_provider_is_told_from_a_server_of_one_s_own() {
+        let own = |url: &'static str| {
+            Params { base_url: Uri::from_static(url), ..Params::default() }.looks_self_hosted()
+        };
+        for url in ["http://llm.example.com/v1", "https://10.0.0.7/v1", "https://[::1]/v1", "https://vllm/v1"]
+        {
+            assert!(own(url), "{url}");
+        }
+        assert!(own("https://vllm.models.svc.cluster.local/v1") && own("https://vllm.models.svc/v1"));
+        for url in
+            ["https://api.openai.com/v1", "https://x.openai.azure.com", "https://api.anthropic.com./v1"]
+        {
+            assert!(!own(url), "{url}");
+        }
     }
 
     #[test]

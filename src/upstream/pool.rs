@@ -7,6 +7,7 @@
 //!
 //! How many are to be open before anybody asks, and in place of which: `prewarm.rs`.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::policy::units::MonoTime;
 use crate::upstream::card::{Card, Lifetime};
 use crate::upstream::connect::Joined;
 use crate::upstream::pace::YOUNG;
-use crate::upstream::{Io, Payload};
+use crate::upstream::{Dialled, Payload};
 
 /// Requests on one HTTP/2 connection: what servers commonly allow.
 pub(super) const H2_STREAMS: usize = 100;
@@ -215,14 +216,14 @@ impl Pool {
     pub(super) async fn open_http1(
         self: &Arc<Self>,
         worker: usize,
-        io: Box<dyn Io>,
+        dialled: Dialled,
     ) -> Result<(http1::SendRequest<Payload>, Arc<Card>), hyper::Error> {
         let (handle, driver) = http1::Builder::new()
             .max_header_size(MAX_HEAD)
-            .handshake::<_, Payload>(TokioIo::new(Joined(io)))
+            .handshake::<_, Payload>(TokioIo::new(Joined(dialled.io)))
             .await?;
         // beside an HTTP/2 upstream it is a tunnel's, and nobody else's
-        let card = self.list(worker, !self.rules.http2);
+        let card = self.list(worker, dialled.address, !self.rules.http2);
         drive(driver.with_upgrades(), Listed { pool: Arc::downgrade(self), card: card.clone() });
         Ok((handle, card))
     }
@@ -231,7 +232,7 @@ impl Pool {
     pub(super) async fn open_http2(
         self: &Arc<Self>,
         worker: usize,
-        io: Box<dyn Io>,
+        dialled: Dialled,
         purpose: Purpose,
     ) -> Result<(http2::SendRequest<Payload>, Lease), hyper::Error> {
         let (handle, driver) = http2::Builder::new(TokioExecutor::new())
@@ -240,10 +241,10 @@ impl Pool {
             .keep_alive_while_idle(false)
             .adaptive_window(true)
             .max_header_list_size(MAX_HEAD as u32)
-            .handshake::<_, Payload>(TokioIo::new(Joined(io)))
+            .handshake::<_, Payload>(TokioIo::new(Joined(dialled.io)))
             .await?;
         let offer = purpose != Purpose::One;
-        let card = self.list(worker, offer);
+        let card = self.list(worker, dialled.address, offer);
         if purpose != Purpose::Ahead {
             card.set_used();
         }
@@ -257,8 +258,8 @@ impl Pool {
     }
 
     /// Lists a new connection of this worker. One that nobody is to use again does not count as ready.
-    fn list(&self, worker: usize, ready: bool) -> Arc<Card> {
-        let card = Card::new(worker, &self.rules.lifetime, &self.numbers, self.clock.now());
+    fn list(&self, worker: usize, address: Option<IpAddr>, ready: bool) -> Arc<Card> {
+        let card = Card::new(worker, address, &self.rules.lifetime, &self.numbers, self.clock.now());
         if !ready {
             card.retire();
         }
@@ -303,6 +304,26 @@ impl Pool {
             ended.1.extend(home.shared.extract_if(.., |c| goes(&c.card)));
         }
         drop(homes);
+    }
+
+    /// Connections that lead elsewhere take no new request: idle ones end now, the others after what they serve.
+    /// How many there are.
+    pub(super) fn leave_all_but(&self, present: &[IpAddr]) -> usize {
+        let mut leaving = 0;
+        // dropped after the lock is gone: each wakes a driver
+        let mut ended = (Vec::new(), Vec::new());
+        let mut homes = lock(&self.homes);
+        for home in homes.iter_mut() {
+            for card in home.cards.iter().filter(|card| card.is_elsewhere(present) && !card.is_retired()) {
+                card.retire();
+                leaving += 1;
+            }
+            ended.0.extend(home.idle.extract_if(.., |c| c.card.is_retired()));
+            // its streams go on to their ends
+            ended.1.extend(home.shared.extract_if(.., |c| c.card.is_retired()));
+        }
+        drop(homes);
+        leaving
     }
 
     /// Open connections: idle and in use.

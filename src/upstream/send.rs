@@ -17,7 +17,9 @@ use crate::upstream::card::Lifetime;
 use crate::upstream::headers::join_cookies;
 use crate::upstream::keys::authorizations;
 use crate::upstream::pool::{Lease, Pool, Purpose, Rules};
-use crate::upstream::{Dial, Fault, Network, Params, Payload, ReplyBody, SetupError, Target, clean_response};
+use crate::upstream::{
+    Dial, Fault, Network, Params, Payload, ReplyBody, Resolve, SetupError, System, Target, clean_response,
+};
 
 /// Interim (1xx) responses to one request that are put up with.
 const MAX_INTERIM: u8 = 8;
@@ -46,12 +48,12 @@ pub enum Repeat {
 /// One upstream: where it is, how to reach it, and its open connections.
 pub struct Upstream {
     name: Arc<str>,
-    target: Target,
+    pub(super) target: Target,
     pub(super) keys: Vec<HeaderValue>,
     pub(super) params: Params,
     pub(super) dial: Box<dyn Dial>,
     /// For upgrades, where they cannot go over what `dial` makes.
-    dial_tunnels: Option<Box<dyn Dial>>,
+    pub(super) dial_tunnels: Option<Box<dyn Dial>>,
     pub(super) pool: Arc<Pool>,
     pub(super) clock: Clock,
     /// Held by whoever makes a worker's first HTTP/2 connection, so that a burst does not make a hundred.
@@ -67,15 +69,28 @@ impl Upstream {
     /// # Errors
     /// When its TLS settings or host cannot be used.
     pub fn new(params: Params, workers: usize, clock: Clock) -> Result<Arc<Self>, SetupError> {
-        let dial = Box::new(Network::new(&params)?);
+        Self::with_resolver(params, Arc::new(System), workers, clock)
+    }
+
+    /// An upstream over the network whose name `resolver` knows.
+    ///
+    /// # Errors
+    /// When its TLS settings or host cannot be used.
+    pub fn with_resolver(
+        params: Params,
+        resolver: Arc<dyn Resolve>,
+        workers: usize,
+        clock: Clock,
+    ) -> Result<Arc<Self>, SetupError> {
+        let dial = Network::new(&params, resolver, clock)?;
         let tls = params.base_url.scheme_str() == Some("https");
         let tunnels = if params.http2 && tls {
             // where TLS settles on HTTP/2, a WebSocket needs a connection that did not
-            Some(Box::new(Network::new(&Params { http2: false, ..params.clone() })?) as Box<dyn Dial>)
+            Some(Box::new(dial.for_tunnels(&params)?) as Box<dyn Dial>)
         } else {
             None
         };
-        Self::with_dials(params, dial, tunnels, workers, clock)
+        Self::with_dials(params, Box::new(dial), tunnels, workers, clock)
     }
 
     /// An upstream reached by `dial`.

@@ -69,6 +69,12 @@ impl Target {
         Ok(if absolute { self.absolute(path_and_query) } else { path_and_query.into() })
     }
 
+    /// A path of the origin itself, for questions of our own.
+    pub(super) fn on_origin(&self, path: &str, absolute: bool) -> Result<Uri, Fault> {
+        let path = PathAndQuery::try_from(path).map_err(|e| Fault::Request(e.to_string()))?;
+        Ok(if absolute { self.absolute(path) } else { path.into() })
+    }
+
     fn absolute(&self, path_and_query: PathAndQuery) -> Uri {
         let mut parts = hyper::http::uri::Parts::default();
         parts.scheme = Some(self.scheme.clone());

@@ -26,7 +26,7 @@ use tidegate::policy::supply::{self, Transition};
 use tidegate::policy::units::MonoTime;
 use tidegate::proxy::{self, Memory, Parts, Report, Tunnels};
 use tidegate::telemetry::Telemetry;
-use tidegate::upstream::{Dial, Io, Upstream, keep_warm};
+use tidegate::upstream::{Dial, Dialled, Upstream, keep_warm};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -92,9 +92,9 @@ struct ToSimulation {
 }
 
 impl Dial for ToSimulation {
-    fn dial(&self) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Io>>> + Send + '_>> {
+    fn dial(&self) -> Pin<Box<dyn Future<Output = std::io::Result<Dialled>> + Send + '_>> {
         self.dialled.fetch_add(1, Ordering::Relaxed);
-        Box::pin(ready(Ok(Box::new(self.wire.connect()) as Box<dyn Io>)))
+        Box::pin(ready(Ok(Dialled::new(self.wire.connect()))))
     }
 }
 

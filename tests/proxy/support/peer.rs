@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tidegate::clock::Clock;
 use tidegate::policy::units::MonoTime;
 use tidegate::telemetry::ConnectReason;
-use tidegate::upstream::{Dial, Fault, Io, Params, Payload, Repeat, Trace, Upstream, keep_warm};
+use tidegate::upstream::{Dial, Dialled, Fault, Params, Payload, Repeat, Trace, Upstream, keep_warm};
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -72,7 +72,7 @@ pub(crate) struct Peer {
 struct Dialler(Arc<Peer>);
 
 impl Dial for Dialler {
-    fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send + '_>> {
+    fn dial(&self) -> Pin<Box<dyn Future<Output = io::Result<Dialled>> + Send + '_>> {
         Box::pin(async move {
             let peer = &self.0;
             peer.attempts.fetch_add(1, Ordering::Relaxed);
@@ -86,7 +86,7 @@ impl Dial for Dialler {
             }
             let (near, far) = tokio::io::duplex(64 << 10);
             peer.tasks.spawn(peer.clone().serve(far));
-            Ok(Box::new(near) as Box<dyn Io>)
+            Ok(Dialled::new(near))
         })
     }
 }
