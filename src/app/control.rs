@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::app::Shared;
+use crate::app::{Shared, ask};
 use crate::proxy::Routes;
 use crate::telemetry::{Admin, serve_connection};
 
@@ -47,6 +47,10 @@ impl Control {
             tasks.spawn(group.gate().clone().run_timer());
         }
         tasks.spawn(watch(self.shared.routes.clone()));
+        for endpoint in ask::everybody(&self.shared.routes) {
+            tasks.spawn(endpoint.clone().check());
+            tasks.spawn(endpoint.load());
+        }
         let stop = self.shared.stop.clone();
         stop.drain.cancelled().await;
         self.shared.begin_drain();

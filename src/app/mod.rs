@@ -10,6 +10,7 @@
 //!                                      └───────── drain_timeout at most ─────────┘
 //! ```
 
+mod ask;
 mod control;
 mod pace;
 mod routes;

@@ -72,7 +72,7 @@ fn params(config: &Config, endpoints: &[Arc<Upstream>], seed: u64) -> engine::Pa
 }
 
 /// Whether it looks like somebody's API, as opposed to a server of one's own: TLS, and a public name.
-fn is_hosted(base_url: &Uri) -> bool {
+pub(super) fn is_hosted(base_url: &Uri) -> bool {
     let host = base_url.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
     let own = [".local", ".internal", ".svc", ".lan", ".localhost"].iter().any(|end| host.ends_with(end));
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();

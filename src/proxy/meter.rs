@@ -86,7 +86,7 @@ pub(super) fn meter(shared: &Shared, answer: Answer) -> Response<Body> {
         shared.parts.tunnels.open(sides, permit, exchange);
         return Response::from_parts(head, Body::own(Bytes::new()));
     }
-    let mut metered = Metered::new(&head, body, permit, exchange, shared.parts.clock);
+    let mut metered = Metered::new(&head, body, permit, exchange, shared.parts.clock, false);
     if let Some(upstream) = shared.endpoint(group, place.endpoint) {
         metered.limit(upstream.params(), &shared.parts.tunnels);
     }
@@ -97,9 +97,8 @@ pub(super) fn meter(shared: &Shared, answer: Answer) -> Response<Body> {
 pub(super) fn abandoned(shared: &Shared, answer: Answer) -> Option<Metered> {
     let Answer { head, body, tunnel: None, group, permit, exchange, .. } = answer else { return None };
     let place = permit.place();
-    let mut metered = Metered::new(&head, body, permit, exchange, shared.parts.clock);
+    let mut metered = Metered::new(&head, body, permit, exchange, shared.parts.clock, true);
     metered.limit(shared.endpoint(group, place.endpoint)?.params(), &shared.parts.tunnels);
-    metered.alone = true;
     Some(metered)
 }
 
@@ -138,6 +137,7 @@ impl Metered {
         permit: Permit,
         mut exchange: Box<Exchange>,
         clock: Clock,
+        alone: bool,
     ) -> Self {
         let now = clock.now();
         exchange.reading = exchange.expected.and_then(|_| Reading::new(head, now));
@@ -150,7 +150,7 @@ impl Metered {
             idle: Duration::MAX,
             total: None,
             drain: None,
-            alone: false,
+            alone,
             timer: None,
             last: now,
             clock,

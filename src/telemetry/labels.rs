@@ -181,14 +181,16 @@ impl ConnectionFault {
 
 /// The error codes whose counters are shown from the start, at 0. A code that is not listed appears
 /// when it is first used.
-pub const REASONS: [&str; 10] = [
+pub const REASONS: [&str; 12] = [
     "bad_request",
     "body_too_large",
     "deadline_unreachable",
     "draining",
+    "model_not_found",
     "overloaded",
     "queue_full",
     "queue_timeout",
+    "unreadable_body",
     "upstream_error",
     "upstream_timeout",
     "upstream_unavailable",

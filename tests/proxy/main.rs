@@ -11,6 +11,7 @@ mod support;
 
 mod admission;
 mod answers;
+mod asked;
 mod bodies;
 mod breaker;
 mod checks;

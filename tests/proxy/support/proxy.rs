@@ -58,6 +58,12 @@ impl Setup {
         ] {
             self.settings.entry(key.to_owned()).or_insert(value.to_owned());
         }
+        // nor are they asked what nobody scripted
+        for n in 0..9 {
+            if self.settings.contains_key(&format!("upstream.{n}.name")) {
+                self.settings.entry(format!("upstream.{n}.server_metrics")).or_insert("off".to_owned());
+            }
+        }
         let variable = |key: &str| format!("TIDEGATE_{}", key.replace('.', "__").to_ascii_uppercase());
         let mut environment = self.variables;
         environment.extend(self.settings.into_iter().map(|(k, v)| (variable(&k), v)));
