@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::app::routes::is_hosted;
 use crate::policy::supply::ServerLoad;
 use crate::policy::units::EndpointId;
 use crate::proxy::Routes;
@@ -86,7 +85,7 @@ impl Asked {
         let params = upstream.params();
         let path = match &params.server_metrics {
             ServerMetrics::Path(path) => path,
-            ServerMetrics::Auto if !is_hosted(&params.base_url) => METRICS,
+            ServerMetrics::Auto if params.looks_self_hosted() => METRICS,
             ServerMetrics::Auto | ServerMetrics::Off => return pending().await,
         };
         let (mut silent, mut told) = (0_u32, None);

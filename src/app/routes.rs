@@ -1,9 +1,6 @@
 //! Builds the upstream groups: of each its engine behind a gate, and telemetry told of all it reports.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-
-use hyper::Uri;
 
 use crate::app::StartError;
 use crate::clock::Clock;
@@ -56,7 +53,7 @@ fn params(config: &Config, endpoints: &[Arc<Upstream>], seed: u64) -> engine::Pa
     let member = |upstream: &Arc<Upstream>| Member {
         endpoint: upstream.params().supply.clone(),
         keys: u16::try_from(upstream.params().keys().count()).unwrap_or(u16::MAX),
-        hosted: is_hosted(&upstream.params().base_url),
+        hosted: !upstream.params().looks_self_hosted(),
     };
     engine::Params {
         admission: config.queue.clone(),
@@ -69,14 +66,6 @@ fn params(config: &Config, endpoints: &[Arc<Upstream>], seed: u64) -> engine::Pa
             ..supply::Params::default()
         },
     }
-}
-
-/// Whether it looks like somebody's API, as opposed to a server of one's own: TLS, and a public name.
-pub(super) fn is_hosted(base_url: &Uri) -> bool {
-    let host = base_url.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
-    let own = [".local", ".internal", ".svc", ".lan", ".localhost"].iter().any(|end| host.ends_with(end));
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-    base_url.scheme_str() == Some("https") && host.contains('.') && !own && !address
 }
 
 fn group(

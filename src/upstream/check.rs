@@ -9,12 +9,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 
 use crate::upstream::connect::Joined;
+use crate::upstream::pool::handshake_http2;
 use crate::upstream::{Dialled, Fault, Payload, Upstream};
 
 /// A server that takes longer to say that it is well is not.
@@ -75,13 +76,12 @@ impl Upstream {
         }
         let Dialled { io, .. } =
             self.dial_tunnels.as_ref().unwrap_or(&self.dial).dial().await.map_err(Fault::Connect)?;
-        let io = TokioIo::new(Joined(io));
         if over_http2 {
-            let (mut handle, driver) =
-                http2::handshake(TokioExecutor::new(), io).await.map_err(Fault::before_head)?;
+            let (mut handle, driver) = handshake_http2(io).await.map_err(Fault::before_head)?;
             beside(driver, async { read(handle.send_request(request).await, limit).await }).await
         } else {
-            let (mut handle, driver) = http1::handshake(io).await.map_err(Fault::before_head)?;
+            let (mut handle, driver) =
+                http1::handshake(TokioIo::new(Joined(io))).await.map_err(Fault::before_head)?;
             beside(driver, async { read(handle.send_request(request).await, limit).await }).await
         }
     }

@@ -20,7 +20,7 @@ use crate::policy::units::MonoTime;
 use crate::upstream::card::{Card, Lifetime};
 use crate::upstream::connect::Joined;
 use crate::upstream::pace::YOUNG;
-use crate::upstream::{Dialled, Payload};
+use crate::upstream::{Dialled, Io, Payload};
 
 /// Requests on one HTTP/2 connection: what servers commonly allow.
 pub(super) const H2_STREAMS: usize = 100;
@@ -235,14 +235,7 @@ impl Pool {
         dialled: Dialled,
         purpose: Purpose,
     ) -> Result<(http2::SendRequest<Payload>, Lease), hyper::Error> {
-        let (handle, driver) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_while_idle(false)
-            .adaptive_window(true)
-            .max_header_list_size(MAX_HEAD as u32)
-            .handshake::<_, Payload>(TokioIo::new(Joined(dialled.io)))
-            .await?;
+        let (handle, driver) = handshake_http2(dialled.io).await?;
         let offer = purpose != Purpose::One;
         let card = self.list(worker, dialled.address, offer);
         if purpose != Purpose::Ahead {
@@ -337,6 +330,21 @@ impl Pool {
         let open = homes.iter().map(|home| home.cards.len()).sum::<usize>();
         (idle, open.saturating_sub(idle))
     }
+}
+
+/// Its tasks end with its handles, as the driver does.
+pub(super) async fn handshake_http2(
+    io: Box<dyn Io>,
+) -> hyper::Result<(http2::SendRequest<Payload>, http2::Connection<TokioIo<Joined>, Payload, TokioExecutor>)>
+{
+    http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_while_idle(false)
+        .adaptive_window(true)
+        .max_header_list_size(MAX_HEAD as u32)
+        .handshake(TokioIo::new(Joined(io)))
+        .await
 }
 
 /// Runs a connection until it ends. It ends with its handles, so the drain need not wait for it.
