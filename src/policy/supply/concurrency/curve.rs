@@ -32,6 +32,32 @@ pub(super) struct Curve {
     /// Mean of what the last observations differed from what was known, as a logarithm.
     surprise: f64,
     told: f64,
+    spread: Spread,
+}
+
+/// By how much observations differ from what is known of their band.
+#[derive(Clone, Copy, Debug)]
+struct Spread {
+    mean_square: f64,
+    seen: f64,
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self { mean_square: UNSEEN, seen: 1.0 }
+    }
+}
+
+impl Spread {
+    fn observe(&mut self, off: f64, weight: f64) {
+        self.seen = (self.seen + weight).min(SPREAD);
+        self.mean_square += (off * off - self.mean_square) * weight / self.seen;
+    }
+
+    /// Weight from which a band's mean is sure enough: a few answers whose speeds differ by half say nothing of a knee.
+    fn enough(&self) -> f64 {
+        (self.mean_square / (SURE * SURE)).clamp(BELIEVED, MOST - 1.0)
+    }
 }
 
 /// What follows from a curve.
@@ -56,8 +82,13 @@ const WIDTH: f64 = 0.113_33;
 const FRESH: Duration = Duration::from_secs(300);
 /// What is known of more than there are now is tried again sooner: a server can have become larger.
 const FRESH_ABOVE: Duration = Duration::from_secs(90);
-/// Weight from which a band is believed.
+/// Weight from which a band is believed, at least.
 const BELIEVED: f64 = 2.0;
+/// The standard error of a band's `ln y` from which it is believed, the spread before anything is seen, and over
+/// how many observations it is taken.
+const SURE: f64 = 0.1;
+const UNSEEN: f64 = 0.25;
+const SPREAD: f64 = 50.0;
 const MOST: f64 = 50.0;
 /// What is known moves slowly enough for a change to be noticed before it is learnt.
 const INERT: f64 = 8.0;
@@ -85,6 +116,7 @@ impl Curve {
         };
         let off = (ln_y - band.ln_y).clamp(-CLIP, CLIP);
         let known = band.weight >= BELIEVED;
+        self.spread.observe(off, weight);
         band.weight = (band.weight + weight).min(MOST);
         let step = weight / if known { band.weight.max(INERT) } else { band.weight };
         band.ln_y += off * step;
@@ -99,7 +131,7 @@ impl Curve {
             return None;
         }
         let quicker = self.surprise > 0.0;
-        *self = Self::default();
+        *self = Self { spread: self.spread, ..Self::default() };
         self.bands.insert(key, Band { ln_n, ln_y, weight, at: now });
         Some(quicker)
     }
@@ -134,7 +166,8 @@ impl Curve {
     /// The believed bands as `(ln n, ln y)`, by pool-adjacent-violators made to fall.
     fn isotonic(&self, now: MonoTime) -> Vec<(f64, f64)> {
         let mut pools: Vec<(f64, f64, usize)> = Vec::new();
-        let fresh = |b: &&Band, limit| b.weight >= BELIEVED && now.since(b.at) <= limit;
+        let enough = self.spread.enough();
+        let fresh = |b: &&Band, limit| b.weight >= enough && now.since(b.at) <= limit;
         let recent = self.bands.values().filter(|b| fresh(b, FRESH_ABOVE)).map(|b| b.ln_n);
         let highest = recent.fold(f64::NEG_INFINITY, f64::max);
         let believed: Vec<_> = self
@@ -170,6 +203,7 @@ fn crossing(a: (f64, f64), b: (f64, f64), level: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chance::SplitMix64;
 
     /// The reference batch server's speed.
     fn shared(n: f64, slots: f64) -> f64 {
@@ -224,6 +258,22 @@ mod tests {
             .collect();
         assert_eq!(said, vec![true]);
         assert!(curve.knee(MonoTime::from_secs(9)).is_some_and(|k| !k.bracketed));
+    }
+
+    #[test]
+    fn a_few_answers_whose_speeds_differ_make_no_knee() {
+        // any number at once, each at its own speed: embeddings of one word and of a book
+        let speed = |chance: &mut SplitMix64| chance.lognormal(50.0, 0.9);
+        for seed in 0..200 {
+            let (mut chance, mut curve) = (SplitMix64::new(seed), Curve::default());
+            for i in 0..600_u64 {
+                // one at a time, now and then more
+                let n = 1.0 + if i % 8 == 0 { chance.next_u64() % 6 } else { 0 } as f64;
+                curve.observe(MonoTime::from_secs(i / 8), n, speed(&mut chance), 1.0);
+                let cap = curve.knee(MonoTime::from_secs(i / 8)).map_or(f64::INFINITY, |k| k.cap);
+                assert!(cap > 2.0, "{seed} {i} {cap}");
+            }
+        }
     }
 
     #[test]
