@@ -24,7 +24,7 @@ use std::time::Duration;
 use tidegate::config::Config;
 use tidegate::demo::{self, Errors, Faults, Law, Load, OverCapacity, Window};
 use tidegate::policy::engine::Effect;
-use tidegate::policy::predict::Reason;
+use tidegate::policy::predict::{PolicyKind, Reason};
 use tidegate::policy::supply::{BreakerState, Report};
 use tidegate::policy::units::{MonoTime, Outcome, Refusal};
 use tidegate::simulate::policy::{Kind, Policy};
@@ -129,13 +129,18 @@ impl Case {
             breaker: config.breaker.clone(),
             slo: Slo::default(),
             measure: Measure::all(MonoTime::ZERO + length),
+            // the demo's answers say how many tokens they have
+            tokens: true,
             ..Setup::new(&workload, &model, 1)
         };
+        // where the operator gave the number, or the article did, nothing is learned live either
+        let learned = matches!(config.scaling.policy, PolicyKind::Predictive | PolicyKind::Reactive);
         let policy = Policy {
             name: "live".into(),
             kind: Kind::Live(config.scaling),
             headroom: 1.0,
             retry: Retry::Never,
+            learned,
         };
         let mut effects = Vec::new();
         let upstream = Lawful { streamed: self.streamed, fails: self.fails, ..Lawful::default() };

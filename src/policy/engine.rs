@@ -87,7 +87,7 @@ impl Engine {
         let mut params = params;
         let s = &params.scaling;
         // where the operator gave the number, or the article did, that number is the limit
-        params.supply.learn = matches!(s.policy, PolicyKind::Predictive | PolicyKind::Reactive);
+        params.supply.learn |= matches!(s.policy, PolicyKind::Predictive | PolicyKind::Reactive);
         params.supply.most = s.max_permits;
         let s = &params.scaling;
         let initial = if s.policy == PolicyKind::Fixed { s.max_permits } else { s.initial_permits };

@@ -12,7 +12,7 @@ pub struct Clients {
     pub patience: Option<Duration>,
     /// They announce that they want the head within this time, as SDKs do; `None`: they announce nothing.
     pub announce: Option<Duration>,
-    /// Waits before the next try after a 429 of the upstream. After the last, the request is lost.
+    /// Waits before the next try after a 429 that was told; where the gate retries, it has its own. After the last, the request is lost.
     pub backoff: Vec<Duration>,
 }
 
@@ -30,6 +30,8 @@ impl Default for Clients {
 /// What happens to a request that the upstream refused with 429.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
+    /// The gate tries again: the request waits without a permit at the head of its class, until its deadline at most.
+    Gate,
     /// The client is told, and comes back as a new arrival, not before `Retry-After`.
     Return,
     /// It keeps its permit while it waits, and knows of no `Retry-After`: the naive loop around the call, which turns

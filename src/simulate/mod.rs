@@ -9,6 +9,7 @@
 //! clock. `tests/equivalence.rs` holds it to the live stack's effects. Called by `tidegate simulate`.
 
 mod client;
+mod estimate;
 mod figures;
 pub mod forecast;
 pub mod options;

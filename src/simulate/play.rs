@@ -6,6 +6,7 @@
 //! arrivals. Called by `tidegate simulate`, its suite and the tests that hold it to the live stack.
 
 mod life;
+mod supply;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -13,11 +14,12 @@ use std::time::Duration;
 
 use crate::policy::engine::{self, Arrival, Effect, Engine, Event, Kind};
 use crate::policy::predict::Wall;
-use crate::policy::supply;
-use crate::policy::units::{ModelId, MonoTime, Priority, TenantId, Ticket, Tokens};
+use crate::policy::units::{ModelId, MonoTime, Priority, TenantId, Ticket};
+use crate::policy::usage::Estimate;
+use crate::simulate::estimate::Estimates;
 use crate::simulate::figures::{Figures, Level};
 use crate::simulate::outcome::Run;
-use crate::simulate::policy::{Order, Pilot, Policy, View};
+use crate::simulate::policy::{Kind as Rule, Order, Pilot, Policy, View};
 use crate::simulate::setup::Setup;
 use crate::simulate::upstream::{Id, Sign, Upstream};
 
@@ -59,6 +61,7 @@ struct State {
     tries: u8,
     has_head: bool,
     ticket: u64,
+    estimated: Estimate,
     admitted: MonoTime,
     first: MonoTime,
 }
@@ -84,6 +87,10 @@ struct Play<'a> {
     leaving: VecDeque<(MonoTime, Id)>,
     again: BinaryHeap<Reverse<(MonoTime, Id)>>,
     supply: Option<u32>,
+    estimates: Estimates,
+    pacing: supply::Pacing,
+    /// Whose other try the engine just declined.
+    given_up: Option<Ticket>,
     level: Level,
     effects: Vec<Effect>,
     signs: Vec<Sign>,
@@ -102,7 +109,7 @@ impl<'a> Play<'a> {
         let params = engine::Params {
             admission: setup.queue.clone(),
             scaling: pilot.params(),
-            supply: supply::Params { breaker: setup.breaker.clone(), ..supply::Params::default() },
+            supply: supply::params(setup, policy),
         };
         let engine = Engine::new(params, MonoTime::ZERO);
         let limit = engine.status().limit;
@@ -126,6 +133,9 @@ impl<'a> Play<'a> {
             leaving: VecDeque::new(),
             again: BinaryHeap::new(),
             supply: None,
+            estimates: Estimates::new(setup.seed),
+            pacing: supply::Pacing::new(policy.kind == Rule::Paced),
+            given_up: None,
             level: Level { limit, need: limit, ready, paid, ..Level::default() },
             effects: Vec::new(),
             signs: Vec::new(),
@@ -145,7 +155,8 @@ impl<'a> Play<'a> {
             let timer = self.timer.unwrap_or(MonoTime::MAX);
             let again = self.again.peek().map_or(MonoTime::MAX, |Reverse((at, _))| *at);
             let arrival = requests.get(self.arrived).map_or(MonoTime::MAX, |r| r.at);
-            let now = sign.min(leave).min(timer).min(self.second).min(again).min(arrival);
+            let passes = self.pacing.next();
+            let now = sign.min(leave).min(timer).min(self.second).min(again).min(arrival).min(passes);
             let over = self.open == 0 && self.arrived == requests.len();
             if over && now > self.figures.until() {
                 break;
@@ -163,7 +174,7 @@ impl<'a> Play<'a> {
                 progress(now.as_secs());
             } else if again == now {
                 self.retry(now);
-            } else {
+            } else if arrival == now {
                 let id = self.arrived as Id;
                 self.arrived += 1;
                 self.open += 1;
@@ -173,6 +184,7 @@ impl<'a> Play<'a> {
                 }
                 self.arrive(now, id);
             }
+            self.pace(now);
         }
         self.figures.pass(self.setup.measure.to.max(MonoTime::ZERO), self.level);
         let (summary, series) = self.figures.close();
@@ -193,16 +205,17 @@ impl<'a> Play<'a> {
 
     fn arrive(&mut self, now: MonoTime, id: Id) {
         let request = &self.setup.requests[id as usize];
+        let estimated = self.estimates.of(id, request);
         let ticket = Ticket(self.owners.len() as u64);
         self.owners.push(id);
         let state = &mut self.states[id as usize];
-        (state.phase, state.ticket) = (Phase::Waits, ticket.0);
+        (state.phase, state.ticket, state.estimated) = (Phase::Waits, ticket.0, estimated);
         let arrival = Arrival {
             kind: Kind::Queued,
             tenant: TenantId(0),
             priority: Priority::Normal,
             model: ModelId::default(),
-            cost: Tokens(u64::from(request.prompt) + u64::from(request.output)),
+            cost: estimated.cost(),
             bytes: 0,
             head_by: self.setup.clients.announce.map(|within| request.at + within),
             stream: self.streams,
@@ -224,7 +237,9 @@ impl<'a> Play<'a> {
                 Effect::Reject { ticket, .. } => self.refused(ticket),
                 Effect::SetTimer(at) => self.timer = Some(at),
                 Effect::Resized { to, .. } => self.level.limit = to,
-                Effect::Decided(_) | Effect::Supply(_) | Effect::Requeued { .. } | Effect::GivenUp(_) => {}
+                Effect::Requeued { ticket, .. } => self.requeued(ticket),
+                Effect::GivenUp(ticket) => self.given_up = Some(ticket),
+                Effect::Decided(_) | Effect::Supply(_) => {}
             }
         }
         self.effects = effects;
@@ -244,6 +259,9 @@ impl<'a> Play<'a> {
     }
 
     fn attempt(&mut self, now: MonoTime, id: Id) {
+        if self.holds_back(now, id) {
+            return;
+        }
         let request = &self.setup.requests[id as usize];
         if self.upstream.begin(now, id, request) {
             self.figures.cold(request);
@@ -315,7 +333,7 @@ mod tests {
 
     #[test]
     fn nobody_is_forgotten_whatever_the_upstream_and_the_policy() {
-        let policies = "fixed:3,reactive,article,predictive,aimd,gradient,static:2,hpa,rate,oracle,fixed:9+hold,fixed+never";
+        let policies = "fixed:3,reactive,article,predictive,aimd,gradient,static:2,hpa,rate,oracle,fixed:9+hold,fixed+never,fixed:9+learned,predictive+return,paced";
         for model in [
             "constant:900ms",
             "lognormal:500ms,cv=1",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::policy::admission;
-use crate::policy::supply::BreakerParams;
+use crate::policy::supply::{BreakerParams, EndpointParams, RetryParams};
 use crate::policy::units::MonoTime;
 use crate::simulate::client::{Clients, Measure, Slo};
 use crate::simulate::request::Request;
@@ -25,6 +25,12 @@ pub struct Setup<'a> {
     pub queue: admission::Params,
     /// The gate's breaker.
     pub breaker: BreakerParams,
+    /// The gate's retries, for policies whose retries are the gate's.
+    pub retry: RetryParams,
+    /// What the gate is told of the upstream; a policy that does not learn is told nothing.
+    pub endpoint: EndpointParams,
+    /// Answers say how many tokens they had, and their time is made of them.
+    pub tokens: bool,
     /// What the table is about.
     pub measure: Measure,
     /// The beginning on the wall, seconds since 1970-01-01T00:00:00Z; days are UTC's.
@@ -52,6 +58,9 @@ impl<'a> Setup<'a> {
             slo,
             queue: admission::Params::default(),
             breaker: BreakerParams::default(),
+            retry: RetryParams::default(),
+            endpoint: EndpointParams::default(),
+            tokens: model.streams(),
             measure: Measure {
                 from: MonoTime::ZERO + workload.learn,
                 to: MonoTime::ZERO + workload.length,

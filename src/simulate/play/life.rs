@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use crate::policy::engine::Event;
-use crate::policy::units::{MonoTime, Outcome, Ticket};
+use crate::policy::units::{self, MonoTime, Outcome, Ticket};
 use crate::simulate::client::Retry;
 use crate::simulate::play::{Phase, Play, State};
 use crate::simulate::policy::Sample;
@@ -16,7 +16,7 @@ impl Play<'_> {
         self.upstream.advance(now, &mut signs);
         for sign in signs.drain(..) {
             match sign {
-                Sign::FirstToken(id) => self.head(now, id, true),
+                Sign::FirstToken(id) => self.head(now, id),
                 Sign::Done(id) => self.done(now, id),
                 Sign::Refused { id, retry_after } => self.turned_away(now, id, retry_after),
                 Sign::Failed { id, outcome, answered } => self.failed(now, id, outcome, answered),
@@ -26,30 +26,31 @@ impl Play<'_> {
         self.supply(now);
     }
 
-    fn head(&mut self, now: MonoTime, id: Id, alive: bool) {
+    fn head(&mut self, now: MonoTime, id: Id) {
         let state = &mut self.states[id as usize];
         (state.has_head, state.first) = (true, now);
-        let ticket = Ticket(state.ticket);
-        self.event(now, Event::FirstByte { ticket, alive });
+        self.read(now, id, 200, true);
+        self.first_token(now, id);
     }
 
     fn done(&mut self, now: MonoTime, id: Id) {
         if !self.states[id as usize].has_head {
-            self.head(now, id, true);
+            self.head(now, id);
         }
         let state = &mut self.states[id as usize];
         state.phase = Phase::Over;
         let (first, admitted) = (state.first, state.admitted);
         self.open -= 1;
         self.figures.served(&self.setup.requests[id as usize], first, now);
-        self.finish(now, id, Outcome::Success);
+        let sample = self.sample(now, id);
+        self.finish(now, id, Outcome::Success, sample);
         self.learn(now, now.since(admitted), false);
     }
 
-    fn finish(&mut self, now: MonoTime, id: Id, outcome: Outcome) {
+    fn finish(&mut self, now: MonoTime, id: Id, outcome: Outcome, sample: Option<units::Sample>) {
         self.level.in_flight -= 1;
         let ticket = Ticket(self.states[id as usize].ticket);
-        self.event(now, Event::Finish(ticket, outcome, None));
+        self.event(now, Event::Finish(ticket, outcome, sample));
     }
 
     fn learn(&mut self, now: MonoTime, latency: Duration, refused: bool) {
@@ -64,9 +65,28 @@ impl Play<'_> {
 
     /// 429.
     fn turned_away(&mut self, now: MonoTime, id: Id, retry_after: Option<Duration>) {
+        match self.policy.retry {
+            Retry::Gate => self.refused_to_the_gate(now, id),
+            retry => self.refused_to_the_client(now, id, retry, retry_after),
+        }
+        self.learn(now, Duration::ZERO, true);
+    }
+
+    /// The gate sees the 429 first; only if it has no other try, the client does, and that is the last word.
+    fn refused_to_the_gate(&mut self, now: MonoTime, id: Id) {
+        let retry_after = self.read(now, id, 429, true);
+        let again = self.retries(now, id, retry_after);
+        self.figures.refused(&self.setup.requests[id as usize], true, !again);
+        if !again {
+            self.lost(id);
+            self.finish(now, id, Outcome::Refused, None);
+        }
+    }
+
+    fn refused_to_the_client(&mut self, now: MonoTime, id: Id, retry: Retry, retry_after: Option<Duration>) {
         let tries = usize::from(self.states[id as usize].tries);
         let wait = self.setup.clients.backoff.get(tries).copied();
-        let retry = if wait.is_some() { self.policy.retry } else { Retry::Never };
+        let retry = if wait.is_some() { retry } else { Retry::Never };
         let told = retry != Retry::Hold;
         self.figures.refused(&self.setup.requests[id as usize], true, told);
         self.states[id as usize].tries += 1;
@@ -83,14 +103,14 @@ impl Play<'_> {
                     .map_or(Duration::ZERO, |d| Duration::from_secs(d.as_secs_f64().ceil() as u64));
                 self.again.push(Reverse((at.max(now + after), id)));
             }
-            Retry::Never => self.lost(id),
+            Retry::Gate | Retry::Never => self.lost(id),
         }
         if told {
-            let ticket = Ticket(self.states[id as usize].ticket);
-            self.event(now, Event::FirstByte { ticket, alive: true });
-            self.finish(now, id, Outcome::Refused);
+            self.read(now, id, 429, true);
+            // a baseline's gate draws no conclusion
+            let outcome = if self.policy.learned { Outcome::Refused } else { Outcome::Ignore };
+            self.finish(now, id, outcome, None);
         }
-        self.learn(now, Duration::ZERO, true);
     }
 
     fn failed(&mut self, now: MonoTime, id: Id, outcome: Outcome, answered: bool) {
@@ -100,7 +120,7 @@ impl Play<'_> {
             self.event(now, Event::AttemptEnd(ticket, outcome));
         }
         self.lost(id);
-        self.finish(now, id, outcome);
+        self.finish(now, id, outcome, None);
     }
 
     /// A client's patience is over.
@@ -117,7 +137,7 @@ impl Play<'_> {
                 if phase == Phase::Runs {
                     self.upstream.cancel(now, id);
                 }
-                self.finish(now, id, Outcome::Ignore);
+                self.finish(now, id, Outcome::Ignore, None);
                 self.supply(now);
             }
             Phase::Away | Phase::Over => {}

@@ -8,9 +8,18 @@
 //! | `aimd` `gradient` | a limit learned from refusals, from latency | what their permits fill |
 //! | `static:N` `hpa` `rate` | as many as the replicas take | N; by concurrency; by arrivals |
 //! | `oracle` | at the upstream's best | knows every arrival beforehand |
+//! | `paced` | no limit, but nothing is sent that a hosted API would refuse | as `oracle`'s, none |
 //!
-//! `hpa:1.3` sets the headroom, also of `rate`, `predictive` and `oracle`. `+hold`, `+return`, `+never` at the end: what
-//! happens after the upstream's 429. `pilot.rs` is a policy at work; the event loop asks it.
+//! `hpa:1.3` sets the headroom, also of `rate`, `predictive` and `oracle`. What is added at the end:
+//!
+//! | suffix | means |
+//! |---|---|
+//! | `+learned` | the gate learns what the upstream takes, as it does live: limit headers, 429s, the answers' pace |
+//! | `+gate` | after the upstream's 429 the gate tries again, without a permit |
+//! | `+hold` `+return` `+never` | the loop around the call sleeps with its permit; the client comes back; nobody tries |
+//!
+//! `predictive` is `predictive+learned+gate`, which is what runs live; the other live rules learn only when asked to, and are
+//! otherwise the baselines without supply. `pilot.rs` is a policy at work; the event loop asks it.
 
 mod aimd;
 mod autoscale;
@@ -36,6 +45,8 @@ pub struct Policy {
     pub headroom: f64,
     /// What happens after the upstream's 429.
     pub retry: Retry,
+    /// The gate learns what the upstream takes.
+    pub learned: bool,
 }
 
 /// Which policy.
@@ -59,6 +70,8 @@ pub enum Kind {
     },
     /// Knows the future.
     Oracle,
+    /// Knows what the upstream would refuse, and does not send it.
+    Paced,
 }
 
 /// What can be written, for a command's help.
@@ -70,8 +83,11 @@ aimd, gradient            learned limits: by refusals; by latency (Gradient2)
 static:N                  N replicas
 hpa, rate                 replicas by concurrency with a 6 s panic window; by arrivals (rate:1.3/180 holds 180 s)
 oracle                    knows every arrival beforehand
+paced                     knows what a hosted API would refuse, and sends it the moment it passes
 NAME:1.3                  headroom of replicas for hpa, rate, predictive and oracle
-NAME+hold +return +never  after the upstream's 429: keep the permit and try again; come back later; give up";
+NAME+learned              the gate learns what the upstream takes, as `predictive` always does
+NAME+gate +hold           after the upstream's 429: the gate tries again; the call sleeps with its permit and tries again
+NAME+return +never        the client comes back later; nobody tries again";
 
 /// The policy that `text` names.
 ///
@@ -79,15 +95,23 @@ NAME+hold +return +never  after the upstream's 429: keep the permit and try agai
 /// What is wrong with it, for the person who wrote it.
 pub fn parse(text: &str) -> Result<Policy, String> {
     let name = text.trim();
-    let (body, retry) = match name.split_once('+') {
-        None => (name, None),
-        Some((body, "hold")) => (body, Some(Retry::Hold)),
-        Some((body, "return")) => (body, Some(Retry::Return)),
-        Some((body, "never")) => (body, Some(Retry::Never)),
-        Some((_, other)) => {
-            return Err(format!("{name}: after `+` comes hold, return or never, not `{other}`"));
+    let mut words = name.split('+');
+    let body = words.next().unwrap_or_default();
+    let (mut retry, mut learned) = (None, false);
+    for word in words {
+        match word {
+            "learned" => learned = true,
+            "gate" => retry = Some(Retry::Gate),
+            "hold" => retry = Some(Retry::Hold),
+            "return" => retry = Some(Retry::Return),
+            "never" => retry = Some(Retry::Never),
+            other => {
+                return Err(format!(
+                    "{name}: after `+` comes learned, gate, hold, return or never, not `{other}`"
+                ));
+            }
         }
-    };
+    }
     let (kind, value) = body.split_once(':').map_or((body, None), |(kind, value)| (kind, Some(value)));
     let mut headroom = 1.0;
     let kind = match kind {
@@ -119,15 +143,26 @@ pub fn parse(text: &str) -> Result<Policy, String> {
             headroom = value.map_or(Ok(1.0), |v| factor(name, v))?;
             Kind::Oracle
         }
-        "aimd" | "gradient" if value.is_some() => return Err(format!("{name}: `{kind}` has no settings")),
+        "aimd" | "gradient" | "paced" if value.is_some() => {
+            return Err(format!("{name}: `{kind}` has no settings"));
+        }
         "aimd" => Kind::Aimd,
         "gradient" => Kind::Gradient,
+        "paced" => Kind::Paced,
         other => return Err(format!("{name}: there is no policy `{other}`; there are:\n{HELP}")),
     };
-    // the article's code sleeps between its tries with the permit in its hand
-    let holds = matches!(&kind, Kind::Live(p) if p.policy == PolicyKind::Article);
-    let retry = retry.unwrap_or(if holds { Retry::Hold } else { Retry::Return });
-    Ok(Policy { name: name.to_owned(), kind, headroom, retry })
+    let of = |policy| matches!(&kind, Kind::Live(p) if p.policy == policy);
+    if learned && !matches!(kind, Kind::Live(_)) {
+        return Err(format!("{name}: only what runs live can be +learned"));
+    }
+    let learned = learned || of(PolicyKind::Predictive);
+    let retry = retry.unwrap_or(match () {
+        // the article's code sleeps between its tries with the permit in its hand
+        () if of(PolicyKind::Article) => Retry::Hold,
+        () if learned => Retry::Gate,
+        () => Retry::Return,
+    });
+    Ok(Policy { name: name.to_owned(), kind, headroom, retry, learned })
 }
 
 fn live(name: &str, policy: PolicyKind, [min, initial, max]: [u32; 3]) -> Result<predict::Params, String> {
@@ -181,7 +216,13 @@ mod tests {
         assert_eq!(parse("rate:2/180").map(|p| p.kind), Ok(Kind::Rate { hold: Duration::from_secs(180) }));
         assert_eq!(parse("fixed:9+hold").map(|p| p.retry), Ok(Retry::Hold));
         assert_eq!(parse("article").map(|p| p.retry), Ok(Retry::Hold));
-        for name in ["predictive", "aimd", "gradient", "oracle", "static:3", "reactive"] {
+        let supply = |text: &str| parse(text).map(|p| (p.learned, p.retry)).unwrap();
+        assert_eq!(supply("fixed"), (false, Retry::Return));
+        assert_eq!(supply("fixed:9+learned"), (true, Retry::Gate));
+        assert_eq!(supply("fixed+learned+never"), (true, Retry::Never));
+        assert_eq!(supply("predictive"), (true, Retry::Gate));
+        assert_eq!(supply("predictive:2+return"), (true, Retry::Return));
+        for name in ["paced", "predictive", "aimd", "gradient", "oracle", "static:3", "reactive"] {
             assert_eq!(parse(name).map(|p| p.name).as_deref(), Ok(name));
         }
     }
@@ -197,6 +238,8 @@ mod tests {
             ("static", "how many"),
             ("aimd:3", "no settings"),
             ("fixed+later", "hold, return or never"),
+            ("aimd+learned", "only what runs live"),
+            ("paced:600", "no settings"),
         ] {
             let why = parse(text).unwrap_err();
             assert!(why.contains(word), "{text}: {why}");

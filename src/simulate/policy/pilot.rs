@@ -58,12 +58,19 @@ impl Order {
 
 #[derive(Debug)]
 enum Rule {
-    Live { params: Box<predict::Params>, predictor: Box<Predictor>, every: u64, ready: Ready },
+    Live {
+        params: Box<predict::Params>,
+        predictor: Box<Predictor>,
+        every: u64,
+        ready: Ready,
+    },
     Aimd(Aimd),
     Gradient(Gradient),
     Static(u32),
     Scaled(Autoscaler),
     Oracle(Oracle),
+    /// The event loop asks the upstream, and says how many may go.
+    Paced,
 }
 
 /// Permits where nothing says how many would be right.
@@ -114,6 +121,7 @@ impl Pilot {
                 let first = gradient.limit();
                 (Rule::Gradient(gradient), first)
             }
+            Kind::Paced => (Rule::Paced, 1),
             Kind::Static(n) => (Rule::Static(*n), many),
             Kind::Hpa => (Rule::Scaled(Autoscaler::Hpa { panic_until: 0 }), many),
             Kind::Rate { hold } => {

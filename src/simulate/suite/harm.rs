@@ -3,6 +3,7 @@
 //! ```text
 //! in SLO(predictive) ≥ in SLO(fixed) − 0.5 points        P99(predictive) ≤ 1.05 · P99(fixed)
 //! ```
+//! Both learn what the upstream takes, in the same way: compared is what the forecast does with the permits below that.
 //! A permit adds no capacity, so a rule that moves permits can only do harm; what it is good for is what it makes ready.
 //! Replicas are left out: there the ceiling is what was paid for, which is another comparison.
 
@@ -45,8 +46,8 @@ pub const UPSTREAMS: [&str; 8] = [
     "handshake:50ms-150ms,idle=5s",
 ];
 
-/// What is compared: the ceiling of `predictive` is 1000.
-const FIXED: &str = "fixed:1000";
+/// What is compared: the ceiling of `predictive` is 1000, or what was learned.
+const FIXED: &str = "fixed:1000+learned";
 const OURS: &str = "predictive";
 
 /// A comparison.

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 pub use batch::Batch;
 pub use handshake::Handshake;
-pub use hosted::Hosted;
+pub use hosted::{Hosted, Tell};
 pub use parse::{HELP, parse};
 pub use replicas::Replicas;
 pub use service::{Service, Time};
@@ -62,6 +62,9 @@ pub enum Sign {
     },
 }
 
+/// Headers of an answer that say something of the limits: lower-case names, and values as they are sent.
+pub type Told = Vec<(&'static str, String)>;
+
 /// What a policy wants made ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -81,6 +84,15 @@ pub trait Upstream {
     fn next(&self) -> Option<MonoTime>;
     /// Time has come to `now`: what happened, in its order.
     fn advance(&mut self, now: MonoTime, signs: &mut Vec<Sign>);
+    /// What the head of the answer to this request's last attempt says of the limits.
+    fn told(&self, _id: Id) -> Told {
+        Told::new()
+    }
+    /// From when on an attempt would pass, for who knows the upstream from inside: `now` if it would at once,
+    /// [`MonoTime::MAX`] if that takes somebody's end.
+    fn passes(&mut self, now: MonoTime, _request: &Request) -> MonoTime {
+        now
+    }
     /// Makes things ready.
     fn prepare(&mut self, _now: MonoTime, _wanted: Wanted) {}
     /// Requests it can be given at once, where that is known and moves.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::simulate::options::{Options, seconds};
 use crate::simulate::upstream::service::Time;
-use crate::simulate::upstream::{HandshakeParams, HostedParams, Law, Model, ReplicasParams, SlotsParams};
+use crate::simulate::upstream::{
+    HandshakeParams, HostedParams, Law, Model, ReplicasParams, SlotsParams, Tell,
+};
 
 /// What can be written, one model a paragraph.
 pub const HELP: &str = "\
@@ -95,10 +97,11 @@ fn hosted(o: &mut Options<'_>) -> Result<HostedParams, String> {
         hidden: o.whole("hidden", 1, MOST)?,
         refuse: time(o, "refuse", 0.050)?,
         cost: o.number("cost", 1.0)?.unwrap_or(reference.cost),
-        headers: match o.text("headers") {
-            None | Some("on" | "true") => true,
-            Some("off" | "false") => false,
-            Some(other) => return Err(format!("hosted: headers={other} is not on or off")),
+        tell: match o.text("headers") {
+            None | Some("on" | "true") => Tell::All,
+            Some("retry") => Tell::RetryAfter,
+            Some("off" | "false") => Tell::Nothing,
+            Some(other) => return Err(format!("hosted: headers={other} is not on, retry or off")),
         },
         ..reference
     };
@@ -173,7 +176,7 @@ mod tests {
         let Ok(Model::Hosted(h)) = parse("hosted: rpm=100, tpm=5000, hidden=50, headers=off") else {
             panic!("a hosted one")
         };
-        assert_eq!((h.tpm, h.hidden, h.headers), (Some(5000.0), Some(50), false));
+        assert_eq!((h.tpm, h.hidden, h.tell), (Some(5000.0), Some(50), Tell::Nothing));
     }
 
     #[test]
@@ -187,7 +190,7 @@ mod tests {
             ("hosted:rps=3", "unknown option `rps`"),
             ("slots:start=1s,start=2s", "given twice"),
             ("handshake:150ms-50ms", "must not fall"),
-            ("hosted:headers=no", "on or off"),
+            ("hosted:headers=no", "on, retry or off"),
             ("hosted:tpm=0", "not above 0"),
         ] {
             let why = parse(text).unwrap_err();
