@@ -4,15 +4,16 @@
 //! |---|---|
 //! | `permits` `handshakes` `slots` | the source article's workloads, with what a permit may stand for |
 //! | `replicas` | the least cost at 99 % in SLO, each policy's headroom searched |
-//! | `hosted` `batch` | what a rate limit and a knee do to each policy |
-//! | `harm` | every workload on every upstream: is `predictive` ever worse than no limit below the ceiling? |
+//! | `hosted` `batch` | what a rate limit and a knee do to each policy, beside exact pacing and the best fixed limit |
+//! | `harm` | every workload on every upstream: is `predictive` ever worse than its ceiling as a fixed limit? |
 //!
 //! Seeds are numbered from 1; a cell is the mean over them. Called by `tidegate simulate suite`, which writes
-//! `docs/results.md`, and by `tests/do_no_harm.rs`.
+//! `docs/results.md`, and by `tests/do_no_harm.rs` and `tests/learned_supply.rs`.
 
 mod article;
+pub mod batch;
 pub mod harm;
-mod limits;
+pub mod hosted;
 mod replicas;
 
 use std::fmt::Write as _;
@@ -98,8 +99,8 @@ pub fn run(parts: &[Part], seeds: u64, progress: &mut dyn FnMut(&str)) -> Result
             Part::Handshakes => tables.push(article::handshakes(&mut stage)?),
             Part::Slots => tables.push(article::slots(&mut stage)?),
             Part::Replicas => tables.push(replicas::table(&mut stage)?),
-            Part::Hosted => tables.push(limits::hosted(&mut stage)?),
-            Part::Batch => tables.extend(limits::batch(&mut stage)?),
+            Part::Hosted => tables.extend(hosted::tables(&mut stage)?),
+            Part::Batch => tables.extend(batch::tables(&mut stage)?),
             Part::Harm => tables.push(harm::table(&mut stage)?),
         }
     }
@@ -156,6 +157,12 @@ impl Stage<'_> {
     }
 }
 
+/// A cell of the tables of limits.
+fn in_slo_and_lost(s: &Summary) -> String {
+    let lost = 100.0 * s.lost as f64 / s.requests.max(1) as f64;
+    format!("{:.1} / {lost:.1}", s.in_slo)
+}
+
 fn mean(all: &[Summary]) -> Summary {
     let n = all.len().max(1) as f64;
     let of = |field: fn(&Summary) -> f64| all.iter().map(field).sum::<f64>() / n;
@@ -195,8 +202,14 @@ mod tests {
             assert_eq!(Part::parse(part.as_str()), Ok(part));
         }
         assert!(Part::parse("all").is_err());
-        let all =
-            [article::scenarios(), limits::scenarios(), replicas::scenarios(), harm::scenarios()].concat();
+        let all = [
+            article::scenarios(),
+            hosted::scenarios(),
+            batch::scenarios(),
+            replicas::scenarios(),
+            harm::scenarios(),
+        ]
+        .concat();
         let once = |each: Vec<&String>| each.into_iter().cloned().collect::<BTreeSet<_>>();
         for model in once(all.iter().map(|(_, model, _)| model).collect()) {
             assert!(upstream::parse(&model).is_ok(), "{model}");
