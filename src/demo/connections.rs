@@ -32,7 +32,8 @@ impl SimulatedLlm {
         let manners = self.law.faults.manners(self.slots.connected());
         // Ends h2's streams with the connection.
         let tasks = Tasks::new();
-        let builder = hyper_util::server::conn::auto::Builder::new(tasks.spawner());
+        let mut builder = hyper_util::server::conn::auto::Builder::new(tasks.spawner());
+        builder.http1().keep_alive(!self.law.faults.one_shot);
         let service = hyper::service::service_fn(|request| {
             let upstream = self.clone();
             async move { upstream.handle(request).await }

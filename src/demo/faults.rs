@@ -85,6 +85,8 @@ pub struct Faults {
     pub half_head_connection_every: u64,
     /// The connection's first request is answered with 103 Early Hints without end.
     pub interim_connection_every: u64,
+    /// Each connection serves one request, so that `…_connection_every` counts requests too (HTTP/1.1).
+    pub one_shot: bool,
     /// Limit headers on every answer to a call, in place of the true ones.
     pub lie: Option<Lie>,
     /// Calls with these keys are answered 401.

@@ -181,6 +181,7 @@ impl SimulatedLlm {
         }
         let key = api_key(headers);
         if self.law.faults.dead_keys.contains(&key) {
+            self.slots.faulted();
             return Ok(self.trouble(Some(call), Trouble::fault(401, None)));
         }
         if !self.models.is_empty() && !self.models.contains(&ask.model) {

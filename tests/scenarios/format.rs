@@ -102,6 +102,8 @@ struct Server {
     half_head_connection_every: u64,
     #[serde(default)]
     interim_connection_every: u64,
+    #[serde(default)]
+    one_shot: bool,
     lie: Option<Lying>,
     #[serde(default)]
     dead_keys: Vec<String>,
@@ -263,6 +265,7 @@ impl Scenario {
                 reset_connection_every: s.reset_connection_every,
                 half_head_connection_every: s.half_head_connection_every,
                 interim_connection_every: s.interim_connection_every,
+                one_shot: s.one_shot,
                 lie: s.lie.map(Lying::lie),
                 dead_keys: s.dead_keys.clone(),
             },

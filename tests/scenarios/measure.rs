@@ -90,7 +90,9 @@ fn of_clients(m: &mut Measured, prefix: &str, records: &[&Record], slo: &Slo) {
     put("left", count(records, |r| r.end == End::Left));
     put("lost", count(records, is_lost));
     let stayed = count(records, |r| r.end != End::Left);
-    put("in_time", count(records, |r| r.is_within(slo)) / stayed.max(1.0));
+    let in_time = count(records, |r| r.is_within(slo));
+    put("in_time", in_time / stayed.max(1.0));
+    put("in_time_requests", in_time);
     put("tokens", records.iter().map(|r| f64::from(r.tokens)).sum());
     for failed in records.iter().filter(|r| is_failed(r)) {
         let name = failure(failed);
