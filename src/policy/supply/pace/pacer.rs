@@ -321,7 +321,7 @@ impl Pacer {
             return Some(now);
         }
         match self.guess.refused(now, flight.others) {
-            Cause::Concurrency => None,
+            Cause::Concurrency | Cause::Neither => None,
             Cause::Rate => {
                 self.guess.cut(now, flight.sent);
                 Some(now)
