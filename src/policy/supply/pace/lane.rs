@@ -17,12 +17,16 @@
 //! worth of it, and every moment at the limit would end in a 429. The estimate keeps a reserve, which
 //! costs nothing while the rate is the limit: it only decides at which level the bucket stands.
 //!
+//! The buffer is 0.98 until what remains has moved, and as foreseen, a dozen times, and again for some answers after a
+//! refusal; in between it is 1, because what 2 % give away is a fifth of what drains a queue at 90 % load.
+//!
 //! `own` is never raised by headers, except when its size grows: a `remaining` that is stuck (Azure's is cached) can
 //! not lift the rate above the limit.
 //!
 //! Called by `pacer` only.
 
 use crate::policy::supply::pace::bucket::Bucket;
+use crate::policy::supply::pace::errors::Errors;
 use crate::policy::supply::pace::headers::Reading;
 use crate::policy::units::MonoTime;
 
@@ -39,9 +43,13 @@ const FORGET: f64 = 600.0;
 /// Buffers where none is configured: by the operator's number alone, and with headers to go by.
 const BLIND: f64 = 0.85;
 const SEEN: f64 = 0.98;
-/// The reserve in tokens: so many times what charges usually fall short (root mean square), and its largest share
-/// of the bucket. Lengths have long tails: with 2 one in a hundred was refused, with 5 one in three hundred.
-const SHORT: f64 = 5.0;
+/// With less doubt than that, headers are trusted with the whole limit. An answer moves doubt by a step, a refusal by its
+/// own; what remains is foreseen if it is off by no more than so many usual charges.
+const SURE: f64 = 0.1;
+const STEP: f64 = 1.0 / 8.0;
+const REFUSED: f64 = 0.2;
+const AGREES: f64 = 1.5;
+/// The reserve's largest share of the bucket.
 const RESERVE: f64 = 0.4;
 
 /// What the estimate was when a request left.
@@ -50,6 +58,7 @@ pub(super) struct Mark {
     /// Level after its charge and corrections so far; `None`: nothing was known.
     known: Option<(f64, f64)>,
     spent: f64,
+    unsure: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -60,8 +69,30 @@ struct Learned {
     estimate: Bucket,
     leak: f64,
     corrected: f64,
+    /// What was last said to remain, and how little such words have proved worth, 0 to 1.
+    said: f64,
+    doubt: f64,
     /// A window that is used up ends then.
     hold: MonoTime,
+}
+
+impl Learned {
+    /// The share of the limit that is used where the operator names none.
+    fn share(&self) -> f64 {
+        if self.doubt < SURE { 1.0 } else { SEEN }
+    }
+
+    /// What remains was foreseen, or was not; a request was taken, or refused.
+    fn judge(&mut self, taken: bool, foreseen: bool, remaining: f64) {
+        match (taken, foreseen) {
+            (false, _) => self.doubt += REFUSED * (1.0 - self.doubt),
+            (true, false) => self.doubt += STEP * (1.0 - self.doubt),
+            // a figure that stands still may be one that nobody keeps
+            (true, true) if remaining != self.said => self.doubt -= STEP * self.doubt,
+            (true, true) => {}
+        }
+        self.said = remaining;
+    }
 }
 
 /// One kind of limit.
@@ -72,8 +103,9 @@ pub(super) struct Lane {
     learned: Option<Learned>,
     /// Everything charged so far.
     spent: f64,
-    /// Mean square of what charges fell short of the truth.
-    shortfall: f64,
+    /// Mean charge.
+    usual: f64,
+    errors: Errors,
     /// A charge's size without what it is measured in: the reserve of one request.
     grain: f64,
     said: MonoTime,
@@ -104,21 +136,42 @@ impl Lane {
             let rate = limit / 60.0 * buffer.unwrap_or(BLIND);
             (limit, Bucket::new(rate, (rate * BURST).max(1.0), now))
         });
-        Self { buffer, configured, learned: None, spent: 0.0, shortfall: 0.0, grain, said: now }
+        Self {
+            buffer,
+            configured,
+            learned: None,
+            spent: 0.0,
+            usual: grain,
+            errors: Errors::default(),
+            grain,
+            said: now,
+        }
     }
 
     /// What stays in the estimate: against rounding and the others' next request, and for tokens against charges
     /// that were too low.
-    fn reserve(&self) -> f64 {
+    fn reserve(&self, amount: f64) -> f64 {
         let size = self.learned.as_ref().map_or(0.0, |l| l.estimate.capacity());
-        (self.grain + SHORT * self.shortfall.sqrt()).min(RESERVE * size)
+        (self.grain + self.errors.reserve(amount)).min(RESERVE * size)
+    }
+
+    /// The upstream's own figure has this charge in it: its truth is in the estimate.
+    pub(super) fn told(&mut self, mark: &mut Mark) {
+        self.errors.told(&mut mark.unsure);
+    }
+
+    /// A charge is over, however it ended.
+    pub(super) fn over(&mut self, mark: &mut Mark) {
+        self.errors.over(&mut mark.unsure);
     }
 
     /// When `amount` may go.
     pub(super) fn due(&self, now: MonoTime, amount: f64) -> MonoTime {
         let configured = self.configured.as_ref().map_or(now, |(_, b)| b.due(now, amount, 0.0));
         let learned = self.learned.as_ref().map_or(now, |l| {
-            l.own.due(now, amount, 0.0).max(l.estimate.due(now, amount, self.reserve())).max(l.hold)
+            let back = self.errors.excess().clamp(-l.own.capacity(), l.own.capacity());
+            let own = l.own.due(now, amount, -back);
+            own.max(l.estimate.due(now, amount, self.reserve(amount))).max(l.hold)
         });
         configured.max(learned).max(now)
     }
@@ -135,9 +188,10 @@ impl Lane {
 
     pub(super) fn charge(&mut self, now: MonoTime, amount: f64) -> Mark {
         self.spent += amount;
+        self.usual += 0.02 * (amount.min(1e9) - self.usual);
         self.each(|b| b.add(now, -amount));
         let known = self.learned.as_ref().map(|l| (l.estimate.level(now), l.corrected));
-        Mark { known, spent: self.spent }
+        Mark { known, spent: self.spent, unsure: self.errors.charged(amount) }
     }
 
     /// The charge was for nothing. `sent`: the upstream refused it, and what knocks is counted there, too.
@@ -156,8 +210,7 @@ impl Lane {
 
     /// The truth of a charge. `told`: the upstream's own figure has corrected the estimate already.
     pub(super) fn settle(&mut self, now: MonoTime, charged: f64, used: f64, told: bool) {
-        let short = (used - charged).max(0.0);
-        self.shortfall += 0.02 * (short.min(1e9).powi(2) - self.shortfall);
+        self.errors.settled(charged, used);
         let difference = charged - used;
         if let Some((_, bucket)) = &mut self.configured {
             bucket.add(now, difference);
@@ -218,18 +271,27 @@ impl Lane {
         };
         l.estimate.add(now, e);
         l.corrected += e;
+        l.judge(taken, mark.known.is_some() && e.abs() <= AGREES * self.usual, remaining);
         if mark.known.is_some() {
             let rate = l.limit / l.window;
             l.leak = (l.leak - e / LEAK).clamp(0.0, 0.95 * rate);
             l.estimate.set_rate(now, rate - l.leak);
         }
+        if self.buffer.is_none() {
+            let share = l.share();
+            l.own.set_rate(now, l.limit / l.window * share);
+            if let Some((limit, bucket)) = &mut self.configured {
+                bucket.set_rate(now, *limit / 60.0 * share);
+            }
+        }
         // used up, and the reset is not the moment at which a steady refill would be through: nothing before it
         if remaining < 1.0
             && let Some(reset) = reading.reset
         {
-            let steady = (l.limit - remaining) / l.limit * l.window;
+            let full = |size: f64| (size - remaining) / l.limit * l.window;
             let said = reset.since(now).as_secs_f64();
-            if !(0.8..=1.25).contains(&(said / steady)) {
+            let steady = |size: f64| (0.8..=1.25).contains(&(said / full(size)));
+            if !steady(l.limit) && !steady(l.estimate.capacity()) {
                 l.hold = reset;
             }
         } else {
@@ -242,17 +304,19 @@ impl Lane {
         let Some(limit) = usable(reading.limit) else { return };
         let said = reading.reset.map_or(0.0, |r| r.since(now).as_secs_f64());
         let window = WINDOWS.into_iter().find(|w| said <= w * SLACK).unwrap_or(WINDOWS[2]);
-        let buffer = self.buffer.unwrap_or(SEEN);
+        let buffer = self.buffer;
         let Some(l) = &mut self.learned else {
             let rate = limit / window;
             let size = (rate * BURST).max(1.0).min(limit);
             self.learned = Some(Learned {
                 limit,
                 window,
-                own: Bucket::new(rate * buffer, size, now),
+                own: Bucket::new(rate * buffer.unwrap_or(SEEN), size, now),
                 estimate: Bucket::new(rate, size, now),
                 leak: 0.0,
                 corrected: 0.0,
+                said: -1.0,
+                doubt: 0.5,
                 hold: MonoTime::ZERO,
             });
             // the operator's number was a guess at this one; from here on the buffer is the smaller of the two
@@ -268,7 +332,7 @@ impl Lane {
             l.window = window.max(l.window);
             let rate = limit / l.window;
             l.leak = l.leak.min(0.95 * rate);
-            l.own.set_rate(now, rate * buffer);
+            l.own.set_rate(now, rate * buffer.unwrap_or(l.share()));
             l.estimate.set_rate(now, rate - l.leak);
             let size = l.own.capacity().min(limit);
             l.own.set_capacity(now, size);

@@ -4,6 +4,7 @@
 //! and from every 429 when the next request may go. One pacer serves one model of one endpoint with one key.
 
 mod bucket;
+mod errors;
 mod guess;
 mod headers;
 mod lane;

@@ -49,7 +49,7 @@ pub struct PaceParams {
     /// Tokens per minute, prompt and output.
     pub tokens_per_minute: Option<f64>,
     /// The share of the limits that is used, in (0, 1]; `None`: 0.85 of what is only configured, 0.98 once
-    /// headers tell what is left.
+    /// headers tell what is left, and all of it while that proves right.
     pub buffer: Option<f64>,
 }
 
@@ -186,6 +186,9 @@ impl Pacer {
     pub fn seen(&mut self, now: MonoTime, ticket: Ticket, limits: &RateLimits) {
         let Some(flight) = self.flights.get_mut(&ticket) else { return };
         flight.told |= limits.tokens.remaining.is_some();
+        if limits.tokens.remaining.is_some() {
+            self.tokens.told(&mut flight.tokens);
+        }
         let flight = *flight;
         self.requests.seen(now, flight.requests, true, &limits.requests);
         self.tokens.seen(now, flight.tokens, true, &limits.tokens);
@@ -208,7 +211,9 @@ impl Pacer {
 
     /// `ticket` got a 429: it is over, and most of its charge comes back.
     pub fn refused(&mut self, now: MonoTime, ticket: Ticket, limits: &RateLimits) -> Refusal429 {
-        let Some(flight) = self.flights.remove(&ticket) else { return Refusal429::HiddenCap };
+        let Some(mut flight) = self.flights.remove(&ticket) else { return Refusal429::HiddenCap };
+        self.requests.over(&mut flight.requests);
+        self.tokens.over(&mut flight.tokens);
         let took = now.since(flight.sent).as_secs_f64();
         self.refusal = Some(self.refusal.map_or(took, |mean| mean + 0.2 * (took - mean)));
         self.requests.give_back(now, 1.0, true);
@@ -229,7 +234,9 @@ impl Pacer {
 
     /// What `ticket` really used, at its end; `None`: not known, or there never was an answer.
     pub fn settle(&mut self, now: MonoTime, ticket: Ticket, used: Option<Tokens>) {
-        let Some(flight) = self.flights.remove(&ticket) else { return };
+        let Some(mut flight) = self.flights.remove(&ticket) else { return };
+        self.requests.over(&mut flight.requests);
+        self.tokens.over(&mut flight.tokens);
         if let Some(used) = used {
             self.tokens.settle(now, flight.cost, amount(used), flight.told);
         }
@@ -240,7 +247,9 @@ impl Pacer {
 
     /// `ticket` was never sent: its charge comes back, and a probe's place is free again.
     pub fn withdrawn(&mut self, now: MonoTime, ticket: Ticket) {
-        let Some(flight) = self.flights.remove(&ticket) else { return };
+        let Some(mut flight) = self.flights.remove(&ticket) else { return };
+        self.requests.over(&mut flight.requests);
+        self.tokens.over(&mut flight.tokens);
         self.requests.give_back(now, 1.0, false);
         self.tokens.give_back(now, flight.cost, false);
         self.guess.give_back(now);
