@@ -88,7 +88,7 @@ impl Asked {
             ServerMetrics::Auto if params.looks_self_hosted() => METRICS,
             ServerMetrics::Auto | ServerMetrics::Off => return pending().await,
         };
-        let (mut silent, mut told) = (0_u32, None);
+        let (mut silent, mut told, mut spoke) = (0_u32, None, false);
         loop {
             let load = match upstream.fetch_metrics(path).await {
                 Ok(page) => ServerLoad::parse(&page),
@@ -106,8 +106,9 @@ impl Asked {
             if known {
                 group.gate().server(self.endpoint, load);
             }
-            let asked = matches!(params.server_metrics, ServerMetrics::Path(_));
-            let pause = if silent >= SILENT && !asked { LOAD_AGAIN } else { LOAD_EVERY };
+            // one that has them is asked again soon: it may be starting anew, with other limits
+            spoke |= known || matches!(params.server_metrics, ServerMetrics::Path(_));
+            let pause = if silent >= SILENT && !spoke { LOAD_AGAIN } else { LOAD_EVERY };
             tokio::time::sleep(pause).await;
         }
     }

@@ -20,8 +20,8 @@ use crate::upstream::{Dialled, Fault, Payload, Upstream};
 
 /// A server that takes longer to say that it is well is not.
 const CHECK_PATIENCE: Duration = Duration::from_secs(5);
-/// Metrics that come later describe another moment.
-const METRICS_PATIENCE: Duration = Duration::from_secs(2);
+/// A busy server answers between two of its steps, which may take seconds.
+const METRICS_PATIENCE: Duration = Duration::from_secs(5);
 /// vLLM's page has some 100 KiB.
 const MAX_METRICS: usize = 1 << 20;
 
@@ -48,7 +48,7 @@ impl Upstream {
         }
     }
 
-    /// Its metrics page, at most 1 MiB and within 2 s.
+    /// Its metrics page, at most 1 MiB and within 5 s.
     ///
     /// # Errors
     /// There is none, it is too large, or it takes too long.

@@ -110,8 +110,8 @@ async fn metrics_are_read_with_its_key_up_to_their_bounds() {
         assert!(fault("/nothing").await.contains("no metrics there"));
         assert!(fault("not a path").await.contains("cannot be sent"));
         let began = clock.now();
-        assert!(fault("/hangs").await.contains("2s"));
-        assert_eq!(clock.now().since(began), Duration::from_secs(2));
+        assert!(fault("/hangs").await.contains("5s"));
+        assert_eq!(clock.now().since(began), Duration::from_secs(5));
         pipes.tasks.close();
         pipes.tasks.wait().await;
     }

@@ -17,7 +17,7 @@ pub(super) struct Server {
     waiting: u32,
 }
 
-const FRESH: Duration = Duration::from_secs(15);
+const FRESH: Duration = Duration::from_secs(30);
 const NEARLY_FULL: f64 = 0.9;
 
 impl Server {
