@@ -41,6 +41,12 @@ impl Telemetry {
                 in_flight,
                 "the upstream refused with its rates unused: it takes fewer at once"
             ),
+            Report::Unrelated { place, model } => tracing::warn!(
+                upstream = name(place.endpoint),
+                key = place.key.0,
+                model = model.0,
+                "the upstream refuses a share of this, however little it is sent: only what it refuses waits"
+            ),
             Report::KeyRests { place, until } => tracing::warn!(
                 upstream = name(place.endpoint),
                 key = place.key.0,

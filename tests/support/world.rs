@@ -386,7 +386,8 @@ impl World {
                 | supply::Report::Ejected { .. }
                 | supply::Report::Limit(..)
                 | supply::Report::Stopped { .. }
-                | supply::Report::HiddenCap { .. },
+                | supply::Report::HiddenCap { .. }
+                | supply::Report::Unrelated { .. },
             ) => panic!("one endpoint without limits: {effect:?}"),
             Effect::Supply(supply::Report::Breaker(_, transition)) => {
                 let turns = Transition { from: BreakerState::Open, to: BreakerState::HalfOpen };

@@ -184,6 +184,8 @@ impl Fleet {
                 endpoint.law.refused(now, in_flight);
                 reports.push(Report::HiddenCap { endpoint: place.endpoint, in_flight });
             }
+            Refusal429::Unrelated { news: true } => reports.push(Report::Unrelated { place, model }),
+            Refusal429::Unrelated { news: false } => {}
         }
     }
 

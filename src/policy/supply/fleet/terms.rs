@@ -107,6 +107,13 @@ pub enum Report {
         /// Attempts in flight there.
         in_flight: u32,
     },
+    /// The upstream refuses a share of a model's requests, however many it is sent: only those wait from now on.
+    Unrelated {
+        /// Where.
+        place: Place,
+        /// Of what.
+        model: ModelId,
+    },
     /// A key was refused: it rests.
     KeyRests {
         /// Whose.

@@ -9,6 +9,7 @@ mod guess;
 mod headers;
 mod lane;
 mod pacer;
+mod unrelated;
 mod when;
 
 pub use headers::{Fault, Faults, RateLimits, Reading};

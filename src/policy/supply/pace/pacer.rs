@@ -18,6 +18,7 @@
 //! | `remaining` enough | too many at once: [`Refusal429::HiddenCap`], the caller lowers S |
 //! | nothing, and a known bucket is about empty | the rate; stopped for a second |
 //! | nothing | what `guess` makes of it |
+//! | no `remaining`, and a share is refused whatever is sent | [`Refusal429::Unrelated`]: this one waits, nobody else |
 //!
 //! Every charge ends by exactly one of [`Pacer::withdrawn`], [`Pacer::refused`], [`Pacer::settle`]. A wait is always
 //! until a finite moment, at which the same question is answered by [`Pace::Now`] unless something happened
@@ -27,7 +28,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::policy::supply::pace::guess::{Cause, Guess};
+use crate::policy::supply::pace::guess::Guess;
 use crate::policy::supply::pace::headers::RateLimits;
 use crate::policy::supply::pace::lane::{Lane, LaneStatus, Mark};
 use crate::policy::units::{MonoTime, Ticket, Tokens};
@@ -74,6 +75,11 @@ pub enum Refusal429 {
     },
     /// Too many at once, though no header names such a limit. The bucket goes on; lower S.
     HiddenCap,
+    /// A share of everything is refused, whatever is sent: only this one waits.
+    Unrelated {
+        /// That was found out only now.
+        news: bool,
+    },
 }
 
 /// A pacer in numbers.
@@ -220,16 +226,15 @@ impl Pacer {
         self.tokens.give_back(now, flight.cost, true);
         self.requests.seen(now, flight.requests, false, &limits.requests);
         self.tokens.seen(now, flight.tokens, false, &limits.tokens);
-        match self.cause(now, &flight, limits) {
-            Some(until) => Refusal429::Rate { until: self.stop(now, ticket, &flight, until) },
-            None => {
-                // the stop was for a rate; a probe that meets a cap has shown that the rate is fine
-                if self.is_probe(ticket) {
-                    self.state = State::Open;
-                }
-                Refusal429::HiddenCap
-            }
+        let refusal = self.cause(now, &flight, limits);
+        if let Refusal429::Rate { until } = refusal {
+            return Refusal429::Rate { until: self.stop(now, ticket, &flight, until) };
         }
+        // the stop was for a rate; a probe that meets something else has shown that the rate is fine
+        if self.is_probe(ticket) {
+            self.state = State::Open;
+        }
+        refusal
     }
 
     /// What `ticket` really used, at its end; `None`: not known, or there never was an answer.
@@ -293,8 +298,8 @@ impl Pacer {
         self.refusal.filter(|s| s.is_finite()).map_or(PATIENCE, usual)
     }
 
-    /// Until when nothing may go, if the rate is what it was refused for. `now` where no time is named.
-    fn cause(&mut self, now: MonoTime, flight: &Flight, limits: &RateLimits) -> Option<MonoTime> {
+    /// What it was refused for; a rate that names no time has until `now`.
+    fn cause(&mut self, now: MonoTime, flight: &Flight, limits: &RateLimits) -> Refusal429 {
         let lanes = [(&limits.requests, &self.requests, 1.0), (&limits.tokens, &self.tokens, flight.cost)];
         let mut empty = None;
         for (reading, lane, wanted) in lanes {
@@ -311,38 +316,36 @@ impl Pacer {
                 empty = empty.max(Some(until.max(lane.hold())));
             }
         }
-        if let Some(at) = limits.retry_at.filter(|at| *at > now) {
-            if empty.is_none() && limits.requests.remaining.is_none() && limits.tokens.remaining.is_none() {
-                self.mistaken(now, flight);
-            }
-            return Some(at);
-        }
-        if empty.is_some() {
-            return empty;
+        let hinted = limits.retry_at.filter(|at| *at > now);
+        if let Some(until) = empty {
+            return Refusal429::Rate { until: hinted.unwrap_or(until) };
         }
         let said = limits.requests.remaining.is_some() || limits.tokens.remaining.is_some();
+        if let Some(until) = hinted.filter(|_| said) {
+            return Refusal429::Rate { until };
+        }
         let unsaid = || [limits.requests.reset, limits.tokens.reset].into_iter().flatten().max();
-        if !said && let Some(reset) = unsaid().filter(|at| *at > now) {
-            return Some(reset);
+        if !said
+            && hinted.is_none()
+            && let Some(until) = unsaid().filter(|at| *at > now)
+        {
+            return Refusal429::Rate { until };
         }
-        if !said && (self.requests.is_empty(now, 1.0) || self.tokens.is_empty(now, flight.cost)) {
-            self.mistaken(now, flight);
-            return Some(now);
+        if self.guess.refused(now) {
+            return Refusal429::Unrelated { news: false };
         }
-        match self.guess.refused(now, flight.others) {
-            Cause::Concurrency | Cause::Neither => None,
-            Cause::Rate => {
-                self.guess.cut(now, flight.sent);
-                Some(now)
-            }
+        let known = !said && (self.requests.is_empty(now, 1.0) || self.tokens.is_empty(now, flight.cost));
+        if hinted.is_some() || known {
+            // it was the rate, and what is known of it did not foresee that, nor does it learn from this
+            self.requests.emptied(now);
+            self.tokens.emptied(now);
+        } else if !self.guess.is_rate(now, flight.others) {
+            return Refusal429::HiddenCap;
         }
-    }
-
-    /// It was the rate, and what is known of it did not foresee that, nor does it learn from this: less by trying.
-    fn mistaken(&mut self, now: MonoTime, flight: &Flight) {
-        self.requests.emptied(now);
-        self.tokens.emptied(now);
-        self.guess.cut(now, flight.sent);
+        if self.guess.cut(now, flight.sent) {
+            return Refusal429::Unrelated { news: true };
+        }
+        Refusal429::Rate { until: hinted.unwrap_or(now) }
     }
 
     /// Stops, at least until `until`; longer each time a probe fails.
