@@ -67,11 +67,17 @@ macro_rules! scenarios {
 
 scenarios!(
     article_policy,
+    batch_double,
+    batch_half,
+    batch_normal,
     burst,
     clients_that_leave,
     dead_upstream,
     drain_under_load,
     flapping_upstream,
+    hosted_requests,
+    hosted_shared,
+    hosted_tokens,
     overload_with_deadlines,
     predictive,
     resize_storm,

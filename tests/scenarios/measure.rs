@@ -162,7 +162,8 @@ pub(crate) fn laws(run: &Run, m: &Measured) -> Vec<Violation> {
     within("requests at the upstream at the end", run.upstream.in_flight as f64, 0.0, 0.0);
     within("upstream connections in use at the end", run.busy_connections as f64, 0.0, 0.0);
     within("upstream's peak within the permits", m["upstream.peak_in_flight"], 0.0, m["permits.max"]);
-    let (low, high) = (run.status.min.min(run.initial_permits), run.status.ceiling);
+    // what the upstream can take may be found to be less than what the start assumed
+    let (low, high) = (run.status.min.min(run.initial_permits), run.status.ceiling.max(run.initial_permits));
     within("least permits", m["permits.min"], low.into(), high.into());
     within("most permits", m["permits.max"], low.into(), high.into());
 
