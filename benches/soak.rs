@@ -1,7 +1,7 @@
 //! Mixed load for a long time: does the proxy keep anything it should let go of?
 //!
-//! Streams and whole answers, clients that leave, resets, cut bodies, 500s, 429s, an upstream that dies now and
-//! then. Each second the proxy's memory and file descriptors are read. At the end nothing may be in flight, and the
+//! Streams and whole answers, clients that leave, resets, cut bodies, 500s, 429s and 503s now and then, moments in which an upstream
+//! is dead or refuses all. Each second the proxy's memory and file descriptors are read. At the end nothing may be in flight, and the
 //! last third of the time must look as the first.
 //!
 //! `cargo bench --bench soak` runs for 30 minutes, `cargo bench --bench soak -- --minutes 3` for three. It ends
@@ -31,14 +31,25 @@ const RPS: f64 = 150.0;
 /// How much more the last third may hold than the first.
 const MORE: f64 = 1.05;
 
-/// Dead for two seconds of each hundred, from the `first` on.
-fn deaths(length: Duration, first: u64) -> Vec<Window> {
+/// Two seconds of each hundred, from the `first` on.
+fn two_of_each_hundred(length: Duration, first: u64) -> Vec<Window> {
     let at = |s| Duration::from_secs(s);
     (first..length.as_secs()).step_by(100).map(|from| Window::new(at(from), at(from + 2))).collect()
 }
 
 fn site(length: Duration, first: u64, settings: &'static str) -> Site {
     let ever = Window::new(Duration::ZERO, Duration::MAX);
+    let mut errors = vec![
+        Errors { every: 53, ..Errors::all(500, ever) },
+        Errors { every: 89, ..Errors::all(429, ever) },
+        Errors { every: 113, ..Errors::all(503, ever) },
+    ];
+    let second = Some(Duration::from_secs(1));
+    errors.extend(
+        two_of_each_hundred(length, first + 25)
+            .into_iter()
+            .map(|when| Errors { retry_after: second, ..Errors::all(429, when) }),
+    );
     let law = Law {
         capacity: 200,
         over_capacity: OverCapacity::QueueInside,
@@ -49,11 +60,8 @@ fn site(length: Duration, first: u64, settings: &'static str) -> Site {
             cut_every: 101,
             stall_every: 997,
             error_body_every: 211,
-            errors: vec![
-                Errors { every: 53, ..Errors::all(500, ever) },
-                Errors { every: 89, retry_after: Some(Duration::from_secs(1)), ..Errors::all(429, ever) },
-            ],
-            down: deaths(length, first),
+            errors,
+            down: two_of_each_hundred(length, first),
             ..Faults::default()
         },
         ..Law::default()
@@ -101,6 +109,8 @@ async fn soak(minutes: u64) -> bool {
     let held = rig.settle().await;
     let page = rig.metrics().await;
     println!("{report}\n");
+    let minutes: Vec<f64> = samples.chunks(60).map(|m| median(m, |s| s.memory_kib as f64) / 1024.0).collect();
+    println!("MiB of memory, by the minute: {minutes:.1?}\n");
     println!("| | first third | second | last |\n|---|---|---|---|");
     let third = (samples.len() / 3).max(1);
     let thirds: Vec<&[Sample]> = samples.chunks(third).take(3).collect();

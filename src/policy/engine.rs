@@ -43,7 +43,8 @@ struct Flight {
     refused: bool,
     /// The breaker has heard of its end.
     decided: bool,
-    head: bool,
+    /// Its head came; whether that showed the endpoint alive.
+    alive: Option<bool>,
 }
 
 /// Admission, supply and scaling of one upstream group.
@@ -334,7 +335,7 @@ impl Engine {
         let ticket = request.ticket;
         let probe = attempt.probe;
         let flight =
-            Flight { kind, request, admitted: now, attempt, refused: false, decided: false, head: false };
+            Flight { kind, request, admitted: now, attempt, refused: false, decided: false, alive: None };
         self.flights.insert(ticket, flight);
         let (limit, in_flight) = (self.permits.limit(), self.permits.in_flight());
         effects.push(Effect::Admit { ticket, place, probe, limit, in_flight });

@@ -6,10 +6,10 @@ use crate::policy::units::{MonoTime, Outcome, Refusal, Sample, Ticket};
 impl Engine {
     pub(super) fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool) {
         let Some(flight) = self.flights.get_mut(&ticket) else { return };
-        if flight.kind == Kind::Queued && flight.request.stream && alive && !flight.head {
+        if flight.kind == Kind::Queued && flight.request.stream && alive && flight.alive.is_none() {
             self.head_time.observe(now, now.since(flight.admitted));
         }
-        flight.head = true;
+        flight.alive.get_or_insert(alive);
         self.fleet.head(now, &flight.attempt, alive, flight.refused, &mut self.reports);
     }
 
@@ -24,7 +24,7 @@ impl Engine {
         if std::mem::replace(&mut flight.decided, true) {
             return;
         }
-        let turned = self.fleet.ended(now, &flight.attempt, outcome, flight.head, &mut self.reports);
+        let turned = self.fleet.ended(now, &flight.attempt, outcome, flight.alive, &mut self.reports);
         self.report(effects);
         if turned.is_some() {
             self.tripped(now, effects);

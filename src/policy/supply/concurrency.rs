@@ -4,8 +4,8 @@
 //! - `curve`: how fast one request is among n, hence the *knee*, where the server's whole output stops growing. S stays
 //!   under 1.6 times the knee and off the point from which the output falls.
 //! - `wait`: how many wait inside the server for their first token. S leaves room for one, or a tenth.
-//! - refusals: 429 that no rate limit explains, 503, 529, timeouts. S goes under what was in flight, and comes back
-//!   to it ever more rarely.
+//! - refusals: 429 that no rate limit explains, 503, 529, timeouts. Where it is the higher levels that are refused, S
+//!   goes under what was in flight, and comes back to it ever more rarely.
 //!
 //! It grows only when it was reached, and only when responses made near it have been seen: ×1.5 before the first
 //! congestion, then + max(1, √S / 2) per second. Where the knee is merely the least n seen, because the load never was
@@ -21,6 +21,7 @@ use crate::policy::supply::ServerLoad;
 use crate::policy::units::{MonoTime, Sample, Tokens};
 
 mod curve;
+mod levels;
 mod load;
 mod pace;
 mod refusals;
@@ -161,23 +162,35 @@ impl Concurrency {
         self.wait.head(sent, prompt, first, n, calm);
     }
 
-    /// The upstream refused for want of capacity: a 429 that its rate limits do not explain, a 503, a 529.
-    pub fn refused(&mut self, now: MonoTime, in_flight: u32) {
-        if matches!(self.learning, Learning::Fixed(_) | Learning::Unlimited) {
-            return;
+    const fn heeds_refusals(&self) -> bool {
+        matches!(self.learning, Learning::Learn { .. } | Learning::Hosted)
+    }
+
+    /// What left with `level` in flight, itself included, was taken: it is answered, and not with a refusal.
+    pub fn taken(&mut self, level: u32) {
+        if self.heeds_refusals() {
+            self.refusals.taken(level);
         }
-        self.load.set(now, in_flight);
-        let to = self.refusals.refused(now, self.s, in_flight).clamp(1.0, self.max);
+    }
+
+    /// What left with `level` in flight, itself included, was refused for want of capacity: with a 429 that no rate
+    /// limit explains, a 503, a 529. Says whether `level` was too much; else such things happen at any.
+    pub fn refused(&mut self, now: MonoTime, level: u32) -> bool {
+        if !self.heeds_refusals() {
+            return false;
+        }
+        let Some(to) = self.refusals.refused(now, self.s, level) else { return false };
         self.look = None;
         self.slow_start = false;
         self.shrink(to, Cause::Refused);
+        true
     }
 
-    /// An attempt timed out, or was cut off under load: a refusal that came late.
-    pub fn timed_out(&mut self, now: MonoTime, in_flight: u32) {
+    /// An attempt that left with `level` in flight timed out: a refusal that came late.
+    pub fn timed_out(&mut self, now: MonoTime, level: u32) {
         // a hosted API's timeout says nothing of how many it would take; and one alone has nobody to blame
-        if self.learns() && in_flight > 1 {
-            self.refused(now, in_flight);
+        if self.learns() && level > 1 {
+            self.refused(now, level);
         }
     }
 

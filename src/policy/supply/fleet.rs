@@ -149,11 +149,13 @@ impl Fleet {
             probe: false,
             generation: 0,
             paced: want.paced,
+            level: 0,
         };
         if let Some(endpoint) = self.of(place) {
             let (verdict, transition) = endpoint.start(now, want, place.key);
             attempt.probe = verdict == Verdict::Probe;
             attempt.generation = endpoint.breaker.generation();
+            attempt.level = endpoint.in_flight;
             reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
         }
         attempt
@@ -181,15 +183,16 @@ impl Fleet {
         match pacer.refused(now, attempt.ticket, limits) {
             Refusal429::Rate { until } => reports.push(Report::Stopped { place, model, until, in_flight }),
             Refusal429::HiddenCap => {
-                endpoint.law.refused(now, in_flight);
-                reports.push(Report::HiddenCap { endpoint: place.endpoint, in_flight });
+                if endpoint.law.refused(now, attempt.level) {
+                    reports.push(Report::HiddenCap { endpoint: place.endpoint, in_flight: attempt.level });
+                }
             }
             Refusal429::Unrelated { news: true } => reports.push(Report::Unrelated { place, model }),
             Refusal429::Unrelated { news: false } => {}
         }
     }
 
-    /// A head came. `alive`: it shows the endpoint alive; `refused`: it is a 429.
+    /// A head came. `alive`: its status is below 500; `refused`: it is a 429.
     pub fn head(
         &mut self,
         now: MonoTime,
@@ -201,6 +204,9 @@ impl Fleet {
         let Some(endpoint) = self.of(attempt.place) else { return };
         if !refused && let Some(pacer) = endpoint.pacer(attempt) {
             pacer.answered(now, attempt.ticket);
+        }
+        if alive && !refused && attempt.paced {
+            endpoint.law.taken(attempt.level);
         }
         if alive {
             let transition = endpoint.breaker.alive(attempt.ticket);
@@ -225,19 +231,19 @@ impl Fleet {
         }
     }
 
-    /// The attempt is decided.
+    /// The attempt is decided. `alive`: what its head showed, if there was one.
     pub fn ended(
         &mut self,
         now: MonoTime,
         attempt: &Attempt,
         outcome: Outcome,
-        head: bool,
+        alive: Option<bool>,
         reports: &mut Vec<Report>,
     ) -> Option<Transition> {
         let endpoint = self.of(attempt.place)?;
-        // with a head it is a 503 or a 529; what broke off or never came has many causes
-        if outcome == Outcome::Overload && head && attempt.paced {
-            endpoint.law.refused(now, endpoint.in_flight);
+        // a 503 or a 529; what broke off or never came has many causes
+        if outcome == Outcome::Overload && alive == Some(false) && attempt.paced {
+            endpoint.law.refused(now, attempt.level);
         }
         let transition = endpoint.breaker.ended(now, attempt.ticket, attempt.generation, outcome);
         endpoint.turned(now, transition);
@@ -248,7 +254,7 @@ impl Fleet {
     /// No head came in time.
     pub fn timed_out(&mut self, now: MonoTime, attempt: &Attempt) {
         if let Some(endpoint) = self.of(attempt.place) {
-            endpoint.law.timed_out(now, endpoint.in_flight);
+            endpoint.law.timed_out(now, attempt.level);
         }
     }
 

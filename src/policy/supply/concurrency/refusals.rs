@@ -1,11 +1,12 @@
 //! What refusals reveal: a cap nobody announced.
 //!
-//! One second lowers S by a tenth under what was in flight, and to half at most, however many are refused in it: a burst
+//! Only where `levels` finds that it was too many. One second lowers S by a tenth under what was in flight, and to half at most, however many are refused in it: a burst
 //! of refusals is one event. What was refused becomes a ceiling, tried again after a minute, then after two,
 //! four and at most sixteen: each try costs somebody a refusal.
 
 use std::time::Duration;
 
+use crate::policy::supply::concurrency::levels::{Levels, Shows};
 use crate::policy::units::MonoTime;
 
 #[derive(Clone, Debug, Default)]
@@ -13,6 +14,7 @@ pub(super) struct Refusals {
     /// S at the beginning of a second with refusals.
     before: Option<f64>,
     ceiling: Option<Ceiling>,
+    levels: Levels,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -27,11 +29,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MOST_PATIENCE: Duration = Duration::from_secs(960);
 
 impl Refusals {
-    /// One was refused with `in_flight` under way, itself included, under a limit of `s`. Says what S should be.
-    pub(super) fn refused(&mut self, now: MonoTime, s: f64, in_flight: u32) -> f64 {
-        let in_flight = f64::from(in_flight.max(1));
-        let before = *self.before.get_or_insert(s.min(in_flight));
-        let at = (in_flight - 1.0).max(1.0);
+    pub(super) fn taken(&mut self, level: u32) {
+        self.levels.taken(level);
+    }
+
+    /// One that left with `level` in flight, itself included, was refused under a limit of `s`. Says what S should be if
+    /// that was too much.
+    pub(super) fn refused(&mut self, now: MonoTime, s: f64, level: u32) -> Option<f64> {
+        let level = level.max(1);
+        match self.levels.refused(now, level) {
+            Shows::Cap => {}
+            Shows::News => {
+                self.ceiling = None;
+                return None;
+            }
+            Shows::Nothing => return None,
+        }
+        let level = f64::from(level);
+        let before = *self.before.get_or_insert(s.min(level));
+        let at = (level - 1.0).max(1.0);
         let near = |c: &Ceiling| c.at <= at * 1.25;
         self.ceiling = Some(match self.ceiling {
             // still the same burst, or a lower bound on what was known
@@ -44,7 +60,7 @@ impl Refusals {
             }
             _ => Ceiling { at, until: now + PATIENCE, patience: PATIENCE },
         });
-        s.min((BACKOFF * s.min(in_flight)).max(before / 2.0))
+        Some(s.min((BACKOFF * s.min(level)).max(before / 2.0)))
     }
 
     pub(super) fn tick(&mut self) {

@@ -184,7 +184,8 @@ fn a_hosted_api_has_no_limit_until_it_refuses() {
     let mut refused = 0;
     for at in 60..660 {
         let (now, peak) = (MonoTime::from_secs(at), law.limit().unwrap_or(200).min(200));
-        for n in (51..=peak).rev() {
+        (1..=peak.min(50)).for_each(|n| law.taken(n));
+        for n in 51..=peak {
             law.refused(now, n);
             refused += 1;
         }
@@ -194,6 +195,42 @@ fn a_hosted_api_has_no_limit_until_it_refuses() {
     }
     assert!((40..=50).contains(&law.limit().unwrap()), "{:?}", law.limit());
     assert!(refused < 260, "{refused}");
+}
+
+#[test]
+fn what_is_refused_at_any_level_lowers_nothing_for_long() {
+    // a 503 in so many, whatever is sent; forty are wanted, and never are more in flight than S
+    for every in [100_u64, 30, 10] {
+        for learning in [Learning::Hosted, Learning::Learn { start: 64 }] {
+            let (mut law, mut sent, mut low) = (Concurrency::new(learning, 1000), 0_u64, 0);
+            for at in 0..1200 {
+                let now = MonoTime::from_secs(at);
+                let most = law.limit().unwrap_or(40).min(40);
+                for _ in 0..100 {
+                    sent += 1;
+                    let level = (most / 2 + (sent * 7919 % 97) as u32 * most / 192).max(1);
+                    let lot = sent
+                        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                        .rotate_left(23)
+                        .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                    if (lot >> 33) % every == 0 {
+                        law.refused(now, level);
+                    } else {
+                        law.taken(level);
+                    }
+                    let last = Duration::from_millis(400);
+                    law.sample(
+                        now,
+                        &Sample { output: Tokens(20), first: last, last, ..Sample::default() },
+                        level,
+                    );
+                }
+                law.tick(now, most, most < 40);
+                low += u32::from(at >= 60 && law.limit().is_some_and(|s| s < 30));
+            }
+            assert!(low <= 60, "one in {every}, {learning:?}: {low} s below, {:?}", law.limit());
+        }
+    }
 }
 
 #[test]
@@ -247,7 +284,7 @@ fn nonsense_neither_panics_nor_spreads() {
                 };
                 let number = |i| Some([f64::NAN, -1.0, 0.0, 1.0, 1e300][i]);
                 match pick(12) {
-                    0 => law.refused(now, in_flight),
+                    0 => drop(law.refused(now, in_flight)),
                     1 => law.timed_out(now, in_flight),
                     2 => law.reset(now),
                     3 => {

@@ -37,6 +37,8 @@ pub struct Attempt {
     pub probe: bool,
     pub(super) generation: u32,
     pub(super) paced: bool,
+    /// In flight at its endpoint when it left, itself included.
+    pub(super) level: u32,
 }
 
 /// Where a request may go, or what it waits for.
@@ -104,7 +106,7 @@ pub enum Report {
     HiddenCap {
         /// Which.
         endpoint: EndpointId,
-        /// Attempts in flight there.
+        /// Attempts in flight there when the refused one left.
         in_flight: u32,
     },
     /// The upstream refuses a share of a model's requests, however many it is sent: only those wait from now on.

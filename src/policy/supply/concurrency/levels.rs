@@ -1,0 +1,162 @@
+//! Is it too many that is refused, or is it just refused?
+//!
+//! A cap of C refuses what is sent when C are in flight, and nothing else. A gateway's bad moment, one sick replica of many
+//! or a shedder that draws lots refuse at any level, and no limit would help. So of the last answers it is kept at
+//! what level each request left (those in flight, itself included), and whether it was refused. A refusal at level n
+//! shows no cap if
+//! - of all that left at n or above at most one in twenty was refused: those above a cap are refused nearly always; or
+//! - since the oldest refusal still known ten were taken half as far again above n, and at most 3 in 10 refused there.
+//!
+//! That share is then what this upstream refuses at any level, and nothing shows a cap until it is two and a half times
+//! that.
+//!
+//! Without it one 503 in a hundred takes a limit from 64 to 1 within half a minute. Called by `refusals` only.
+
+use std::collections::VecDeque;
+
+use crate::policy::units::MonoTime;
+
+/// Answers that are remembered.
+const KEPT: usize = 256;
+/// Share that is refused for no reason of ours.
+const RARE: f64 = 0.05;
+const FAR_ABOVE: f64 = 1.5;
+const TAKEN: usize = 10;
+const ANYHOW: f64 = 0.3;
+const FAR_MORE: f64 = 2.5;
+/// Answers that tell a share.
+const ENOUGH: usize = 20;
+/// Answers as many as which a known share counts for, where few are known at a level.
+const PRIOR: f64 = 40.0;
+/// A share that was not seen for so long is forgotten.
+const QUIET_SECONDS: f64 = 600.0;
+
+/// What a refusal shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shows {
+    /// It was too many.
+    Cap,
+    /// A share is refused at any level: what was taken for caps until now was none.
+    News,
+    /// That, once more.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    level: u32,
+    refused: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Levels {
+    /// The oldest first.
+    answers: VecDeque<Answer>,
+    /// The share that is refused at any level, once that is known.
+    anyhow: Option<f64>,
+    last: MonoTime,
+}
+
+/// How many, and how many of them were refused.
+fn count<'a>(answers: impl Iterator<Item = &'a Answer>, at_least: f64) -> (usize, usize) {
+    answers
+        .filter(|a| f64::from(a.level) >= at_least)
+        .fold((0, 0), |(all, refused), a| (all + 1, refused + usize::from(a.refused)))
+}
+
+fn share((all, refused): (usize, usize)) -> f64 {
+    refused as f64 / all.max(1) as f64
+}
+
+impl Levels {
+    fn push(&mut self, level: u32, refused: bool) {
+        if self.answers.len() == KEPT {
+            self.answers.pop_front();
+        }
+        self.answers.push_back(Answer { level, refused });
+    }
+
+    pub(super) fn taken(&mut self, level: u32) {
+        self.push(level, false);
+    }
+
+    /// One that left at `level` was refused: what does that show?
+    pub(super) fn refused(&mut self, now: MonoTime, level: u32) -> Shows {
+        if now.since(self.last).as_secs_f64() > QUIET_SECONDS {
+            self.anyhow = None;
+        }
+        self.last = now;
+        self.push(level, true);
+        let at = count(self.answers.iter(), f64::from(level));
+        let found = if self.tolerated(at) {
+            self.anyhow.or_else(|| (at.0 >= ENOUGH).then(|| share(at)))
+        } else {
+            if at.1 >= 3 && share(at) > ANYHOW {
+                self.anyhow = None;
+            }
+            let since = self.answers.iter().skip_while(|a| !a.refused);
+            let above = count(since, (FAR_ABOVE * f64::from(level)).max(f64::from(level) + 2.0));
+            if above.0 - above.1 < TAKEN || share(above) > ANYHOW {
+                return Shows::Cap;
+            }
+            Some(share(above))
+        };
+        let news = self.anyhow.is_none();
+        self.anyhow = found.or(self.anyhow);
+        if news { Shows::News } else { Shows::Nothing }
+    }
+
+    /// So many refused are no more than usual.
+    fn tolerated(&self, (all, refused): (usize, usize)) -> bool {
+        let (all, refused) = (all as f64, refused as f64);
+        match self.anyhow {
+            None => refused <= RARE * all,
+            Some(usual) => refused + PRIOR * usual <= (FAR_MORE * usual).max(RARE) * (all + PRIOR),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: MonoTime = MonoTime::from_secs(1);
+
+    #[test]
+    fn what_is_refused_above_a_level_and_never_below_is_a_cap() {
+        let mut levels = Levels::default();
+        for _ in 0..20 {
+            (1..=50).for_each(|n| levels.taken(n));
+            (51..=60).for_each(|n| assert_eq!(levels.refused(T, n), Shows::Cap, "{n}"));
+        }
+        // a look above it, with everything else taken for long
+        (0..1000).for_each(|n| levels.taken(40 + n % 11));
+        assert_eq!(levels.refused(T, 51), Shows::Cap);
+    }
+
+    #[test]
+    fn a_cap_that_falls_is_seen_after_a_few() {
+        let mut levels = Levels::default();
+        (0..1000).for_each(|_| levels.taken(100));
+        let wrong = (0..100).filter(|_| levels.refused(T, 100) != Shows::Cap).count();
+        assert!(wrong <= 15, "{wrong}");
+        assert!((41..100).rev().all(|n| levels.refused(T, n) == Shows::Cap));
+    }
+
+    #[test]
+    fn what_is_refused_at_any_level_is_none() {
+        for every in [100, 20, 8] {
+            let (mut levels, mut caps) = (Levels::default(), 0);
+            for n in 0..10_000_u32 {
+                // levels between 20 and 60
+                let level = 20 + n.wrapping_mul(2_654_435_761) % 41;
+                if n % every == every - 1 {
+                    caps += u32::from(levels.refused(T, level) == Shows::Cap);
+                } else {
+                    levels.taken(level);
+                }
+            }
+            assert!(caps <= 50, "one in {every}: {caps}");
+        }
+    }
+}
