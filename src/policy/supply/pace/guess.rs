@@ -143,6 +143,11 @@ impl Guess {
         self.evidence > 0.5 || others < 2
     }
 
+    /// Hardly any is refused: this one may be chance, and what is no chance comes again at once.
+    pub(super) fn is_rare(&self) -> bool {
+        self.unrelated.is_rare()
+    }
+
     /// It is the rate: less of it from the second refusal within a minute on, for the stop alone may do. Once for
     /// all that left before the last cut. Says whether it turns out to have nothing to do with the rate, which is let
     /// go then.

@@ -17,6 +17,7 @@
 //! | `remaining` too little for the request | the rate; stopped until enough has come back, or the reset |
 //! | `remaining` enough | too many at once: [`Refusal429::HiddenCap`], the caller lowers S |
 //! | nothing, and a known bucket is about empty | the rate; stopped for a second |
+//! | nothing, and hardly any is refused | [`Refusal429::Unrelated`] |
 //! | nothing | what `guess` makes of it |
 //! | no `remaining`, and a share is refused whatever is sent | [`Refusal429::Unrelated`]: this one waits, nobody else |
 //!
@@ -341,6 +342,8 @@ impl Pacer {
             self.tokens.emptied(now);
         } else if !self.guess.is_rate(now, flight.others) {
             return Refusal429::HiddenCap;
+        } else if self.guess.is_rare() {
+            return Refusal429::Unrelated { news: false };
         }
         if self.guess.cut(now, flight.sent) {
             return Refusal429::Unrelated { news: true };
@@ -570,6 +573,34 @@ mod tests {
             now = until;
         }
         assert!(now > T + Duration::from_secs(50), "{now:?}");
+    }
+
+    #[test]
+    fn a_rare_refusal_without_a_word_stops_nobody_until_it_comes_again_at_once() {
+        let mut p = Pacer::new(&PaceParams::default(), T);
+        let n = served(&mut p, 1000);
+        let mut refused = |ticket: u64| {
+            p.charge(T, Ticket(ticket), Tokens(1));
+            p.refused(T, Ticket(ticket), &RateLimits::default())
+        };
+        assert_eq!(refused(n), Refusal429::Unrelated { news: false });
+        assert_eq!(refused(n + 1), Refusal429::Unrelated { news: false });
+        assert!(matches!(refused(n + 2), Refusal429::Rate { .. }));
+        // one that names a time is obeyed
+        let mut p = Pacer::new(&PaceParams::default(), T);
+        let (n, until) = (served(&mut p, 1000), T + ms(500));
+        p.charge(T, Ticket(n), Tokens(1));
+        assert_eq!(p.refused(T, Ticket(n), &retry(until)), Refusal429::Rate { until });
+    }
+
+    /// `n` are sent one after the other, and answered; says the next ticket.
+    fn served(p: &mut Pacer, n: u64) -> u64 {
+        for ticket in 0..n {
+            p.charge(T, Ticket(ticket), Tokens(1));
+            p.answered(T, Ticket(ticket));
+            p.settle(T, Ticket(ticket), None);
+        }
+        n
     }
 
     #[test]

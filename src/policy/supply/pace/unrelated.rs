@@ -24,6 +24,9 @@ const RECENT: f64 = 1.0 / 64.0;
 const LITTLE: f64 = 0.02;
 const FAR_MORE: f64 = 3.0;
 const QUIET: f64 = 600.0;
+/// A share that is rare: the third in a row is none. It takes so many answers to tell.
+const RARE: f64 = 0.03;
+const ENOUGH: u32 = 64;
 
 /// What was accepted between two refusals, and in how many seconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,8 +52,9 @@ pub(super) struct Unrelated {
     cycles: Vec<Cycle>,
     accepted: f64,
     began: MonoTime,
-    /// Share refused of the last answers.
+    /// Share refused of the last answers, and how many were seen.
     share: f64,
+    seen: u32,
     /// The share above which it was the rate after all; `None` while the rate is what is blamed.
     until: Option<f64>,
     last: MonoTime,
@@ -58,11 +62,12 @@ pub(super) struct Unrelated {
 
 impl Unrelated {
     pub(super) const fn new(now: MonoTime) -> Self {
-        Self { cycles: Vec::new(), accepted: 0.0, began: now, share: 0.0, until: None, last: now }
+        Self { cycles: Vec::new(), accepted: 0.0, began: now, share: 0.0, seen: 0, until: None, last: now }
     }
 
     pub(super) fn accepted(&mut self) {
         self.accepted += 1.0;
+        self.seen = self.seen.saturating_add(1);
         self.share -= RECENT * self.share;
     }
 
@@ -70,17 +75,22 @@ impl Unrelated {
     pub(super) fn refused(&mut self, now: MonoTime) {
         self.share += RECENT * (1.0 - self.share);
         if now.since(self.last).as_secs_f64() > QUIET {
-            *self = Self { share: self.share, ..Self::new(now) };
+            *self = Self { share: self.share, seen: self.seen, ..Self::new(now) };
         }
         self.last = now;
         if self.until.is_some_and(|most| self.share > most) {
-            *self = Self { share: self.share, last: now, ..Self::new(now) };
+            *self = Self { share: self.share, seen: self.seen, last: now, ..Self::new(now) };
         }
     }
 
     /// Share of the last answers that was refused, at a refusal: half of that one is the next cycle's.
     pub(super) const fn share(&self) -> f64 {
         self.share - RECENT / 2.0
+    }
+
+    /// Of many answers this refusal is one of hardly any.
+    pub(super) fn is_rare(&self) -> bool {
+        self.seen >= ENOUGH && self.share() <= RARE
     }
 
     /// Refusals have nothing to do with the rate.
