@@ -424,3 +424,18 @@ fn a_503_is_a_refusal_and_a_stream_that_breaks_off_is_none() {
         }
     }
 }
+
+#[test]
+fn a_burst_that_is_refused_is_one_report() {
+    let mut w = world(vec![takes(20, 0)]);
+    arrive(&mut w, 20);
+    let tickets: Vec<Ticket> = w.flights.keys().copied().collect();
+    let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(2)), ..RateLimits::default() };
+    for ticket in tickets {
+        w.send(Event::Refused(ticket, Box::new(limits.clone())));
+        w.send(Event::Finish(ticket, Outcome::Refused, None));
+    }
+    let stops = w.log.iter().flat_map(|(_, _, effects)| effects);
+    let stops = stops.filter(|e| matches!(e, Effect::Supply(supply::Report::Stopped { .. }))).count();
+    assert_eq!(stops, 1);
+}

@@ -8,6 +8,9 @@ use clap::Args;
 use super::put;
 use crate::simulate::suite::{self, Part};
 
+/// What follows this line in a file that is written again was not simulated, and stays.
+const MEASURED: &str = "<!-- measured, not simulated -->";
+
 #[derive(Args)]
 pub(super) struct Options {
     /// Parts, separated by commas: permits, handshakes, slots, replicas, hosted, batch, harm [default: all]
@@ -16,12 +19,18 @@ pub(super) struct Options {
     /// Seeds whose mean each figure is.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// Writes the document to this file instead of standard output.
+    /// Writes the document to this file instead of standard output. What follows a line
+    /// `<!-- measured, not simulated -->` in it stays.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
     /// Does not say what it is at.
     #[arg(long, short)]
     quiet: bool,
+}
+
+/// The part of a document that no simulation writes.
+fn measured(document: &str) -> String {
+    document.find(MEASURED).map_or_else(String::new, |at| format!("\n{}", &document[at..]))
 }
 
 impl Options {
@@ -40,7 +49,9 @@ impl Options {
         let document = suite::markdown(&tables, &self.command());
         match &self.write {
             Some(path) => {
-                std::fs::write(path, document).map_err(|e| format!("cannot write {}: {e}", path.display()))
+                let before = std::fs::read_to_string(path).unwrap_or_default();
+                std::fs::write(path, document + &measured(&before))
+                    .map_err(|e| format!("cannot write {}: {e}", path.display()))
             }
             None => put(&document),
         }
@@ -60,5 +71,17 @@ impl Options {
             command += &format!(" --write {}", path.display());
         }
         command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_measured_survives() {
+        let tail = format!("{MEASURED}\n\n## Faults\n");
+        assert_eq!(measured(&format!("# Results\n\nold\n\n{tail}")), format!("\n{tail}"));
+        assert_eq!(measured("# Results\n"), "");
     }
 }

@@ -180,7 +180,10 @@ impl Fleet {
         let in_flight = endpoint.in_flight;
         let Some(pacer) = endpoint.pacer(attempt) else { return };
         let (place, model) = (attempt.place, attempt.model);
+        let stood = pacer.stopped_until(now).is_some();
         match pacer.refused(now, attempt.ticket, limits) {
+            // of a burst that is refused only the first is news
+            Refusal429::Rate { .. } if stood => {}
             Refusal429::Rate { until } => reports.push(Report::Stopped { place, model, until, in_flight }),
             Refusal429::HiddenCap => {
                 if endpoint.law.refused(now, attempt.level) {
