@@ -94,8 +94,11 @@ impl Engine {
         }
         let (failed, mut request) = (flight.attempt.place, flight.request);
         let supply = &self.params.supply;
-        let pause = wait(&supply.retry, request.tries.into(), supply.seed, ticket, retry_after)?;
-        request.tries += 1;
+        // a probe that met nobody has not been tried: else an outage would cost one request for every few probes
+        let untried = flight.attempt.probe && cause == RetryCause::Connect;
+        let tries = if untried { 0 } else { request.tries };
+        let pause = wait(&supply.retry, tries.into(), supply.seed, ticket, retry_after)?;
+        request.tries += u8::from(!untried);
         request.avoid = Some(failed.endpoint);
         let choice = self.fleet.choose(now, &self.want(now, &request));
         request.not_before = match choice {
@@ -107,7 +110,7 @@ impl Engine {
         if request.not_before >= request.deadline || matches!(choice, Choice::Wait(hold) if in_vain(hold)) {
             return None;
         }
-        self.retry_budget.take(&supply.retry, cause == RetryCause::Timeout).then_some(request)
+        (untried || self.retry_budget.take(&supply.retry, cause == RetryCause::Timeout)).then_some(request)
     }
 
     /// What is left of the budget for retries.

@@ -251,12 +251,14 @@ impl Concurrency {
         if let Some(knee) = knee
             && knee.cap * SLACK < self.s
             && knee.seen > knee.cap
+            // a limit that was never nearly reached did no harm, and of what lies there nothing is known
+            && knee.seen >= LEAST_LEFT * self.s
         {
             self.slow_start = false;
             self.shrink(knee.cap.max(LEAST_LEFT * self.s), Cause::NoGain);
             return;
         }
-        let known = knee.filter(|k| k.seen >= REACHED * self.s - 0.5);
+        let known = knee.filter(|k| k.seen >= REACHED * self.s.floor() - 0.5);
         if !self.reached() || !calm || self.server.full(now) {
             return;
         }
@@ -281,7 +283,7 @@ impl Concurrency {
             self.shrink(inside.target().max(LEAST_LEFT * self.s.min(inside.n)), Cause::WaitingInside);
         }
         let streams = self.shares[Kind::Stream as usize] >= 0.2 * self.shares.iter().sum::<f64>();
-        let tried = |inside: Inside| inside.calm() && inside.n >= REACHED * self.s - 0.5;
+        let tried = |inside: Inside| inside.calm() && inside.n >= REACHED * self.s.floor() - 0.5;
         if speaks {
             return self.server.calm(now);
         }

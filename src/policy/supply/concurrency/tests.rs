@@ -303,3 +303,28 @@ fn nonsense_neither_panics_nor_spreads() {
         }
     }
 }
+
+#[test]
+fn a_limit_that_is_never_nearly_reached_stays() {
+    let mut law = learn();
+    // one or two at a time, and whoever comes second needs a new connection: slower, and no fault of the server's
+    for at in 0..300_u64 {
+        for (n, millis) in [(1, 118), (2, 290), (1, 120)] {
+            let now = MonoTime::from_nanos(at * 1_000_000_000 + millis * 1_000_000);
+            let last = Duration::from_millis(millis);
+            law.sample(now, &Sample { prompt: Tokens(100), first: last, last, ..Sample::default() }, n);
+        }
+        law.tick(MonoTime::from_secs(at + 1), 2, false);
+        assert_eq!(law.limit(), Some(64), "{at}: {:?}", law.status(MonoTime::from_secs(at + 1)));
+    }
+}
+
+#[test]
+fn from_between_one_and_two_it_comes_back() {
+    for kind in [Answers::Streams, Answers::Whole, Answers::Untokenised] {
+        let mut law = learn();
+        (law.s, law.slow_start) = (1.99, false);
+        let s = Server { kind, ..Server::new(16.0, true, 0.0) }.run(&mut law, 0..90, 400);
+        assert!(s >= 12, "{kind:?}: {s}");
+    }
+}
