@@ -4,8 +4,8 @@
 //! is dead or refuses all. Each second the proxy's memory and file descriptors are read. At the end nothing may be in flight, and the
 //! last third of the time must look as the first.
 //!
-//! `cargo bench --bench soak` runs for 30 minutes, `cargo bench --bench soak -- --minutes 3` for three. It ends
-//! with 1 if something does not hold.
+//! `cargo bench --bench soak` runs for 30 minutes, `cargo bench --bench soak -- --minutes 3` for three;
+//! `--log` shows what the proxy said. It ends with 1 if something does not hold.
 
 #![allow(
     clippy::unwrap_used,
@@ -82,7 +82,7 @@ fn median(of: &[Sample], what: fn(&Sample) -> f64) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-async fn soak(minutes: u64) -> bool {
+async fn soak(minutes: u64, log: bool) -> bool {
     let length = Duration::from_secs(60 * minutes);
     let settings = "stream_idle_timeout = \"5s\"\nfirst_byte_timeout = \"20s\"";
     let sites = vec![site(length, 40, settings), site(length, 90, settings)];
@@ -130,6 +130,9 @@ async fn soak(minutes: u64) -> bool {
         rig.said().len()
     );
     println!("requests counted {counted}, sent {}", report.sent());
+    if log {
+        rig.said().iter().for_each(|line| println!("{line}"));
+    }
     let mut good = true;
     for (what, holds) in [
         ("memory is flat", memory.1 <= MORE * memory.0),
@@ -154,6 +157,7 @@ fn main() -> ExitCode {
         Some(at) => arguments.get(at + 1).and_then(|n| n.parse().ok()).expect("--minutes takes a number"),
         None => 30_u64,
     };
+    let log = arguments.iter().any(|a| a == "--log");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    if runtime.block_on(soak(minutes.clamp(1, 24 * 60))) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if runtime.block_on(soak(minutes.clamp(1, 24 * 60), log)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

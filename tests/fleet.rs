@@ -415,10 +415,14 @@ fn a_503_is_a_refusal_and_a_stream_that_breaks_off_is_none() {
     for (alive, lowers) in [(true, false), (false, true)] {
         arrive(&mut w, 8);
         let tickets: Vec<Ticket> = w.flights.keys().copied().collect();
-        w.send(Event::FirstByte { ticket: tickets[7], alive });
-        w.send(Event::Finish(tickets[7], Outcome::Overload, None));
+        // two may be chance
+        for (n, ticket) in tickets[5..].iter().enumerate() {
+            assert_eq!(limit(&w), Some(64), "{n}");
+            w.send(Event::FirstByte { ticket: *ticket, alive });
+            w.send(Event::Finish(*ticket, Outcome::Overload, None));
+        }
         assert_eq!(limit(&w), Some(if lowers { 7 } else { 64 }));
-        for ticket in &tickets[..7] {
+        for ticket in &tickets[..5] {
             w.send(Event::FirstByte { ticket: *ticket, alive: true });
             w.send(Event::Finish(*ticket, Outcome::Success, None));
         }
@@ -432,7 +436,7 @@ fn a_burst_that_is_refused_is_one_report() {
     let tickets: Vec<Ticket> = w.flights.keys().copied().collect();
     let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(2)), ..RateLimits::default() };
     for ticket in tickets {
-        w.send(Event::Refused(ticket, Box::new(limits.clone())));
+        w.send(Event::Refused(ticket, Box::new(limits)));
         w.send(Event::Finish(ticket, Outcome::Refused, None));
     }
     let stops = w.log.iter().flat_map(|(_, _, effects)| effects);

@@ -65,6 +65,8 @@ pub struct Concurrency {
     cause: Option<Cause>,
     reported: Option<u32>,
     peak: u32,
+    /// Answers that were no refusals.
+    taken: u64,
 }
 
 /// Share of S that counts as reached.
@@ -105,6 +107,7 @@ impl Concurrency {
             cause: None,
             reported: None,
             peak: 0,
+            taken: 0,
         };
         law.reported = law.limit();
         law
@@ -168,6 +171,7 @@ impl Concurrency {
 
     /// What left with `level` in flight, itself included, was taken: it is answered, and not with a refusal.
     pub fn taken(&mut self, level: u32) {
+        self.taken += 1;
         if self.heeds_refusals() {
             self.refusals.taken(level);
         }
@@ -186,10 +190,18 @@ impl Concurrency {
         true
     }
 
-    /// An attempt that left with `level` in flight timed out: a refusal that came late.
-    pub fn timed_out(&mut self, now: MonoTime, level: u32) {
+    /// Answers so far that were no refusals.
+    #[must_use]
+    pub const fn taken_so_far(&self) -> u64 {
+        self.taken
+    }
+
+    /// An attempt that left with `level` in flight, itself included, and `taken` answers so far, timed out: a
+    /// refusal that came late, unless twice as many as were before it were answered in its place.
+    pub fn timed_out(&mut self, now: MonoTime, level: u32, taken: u64) {
+        let overtaken = self.taken.saturating_sub(taken) >= 2 * u64::from(level).max(10);
         // a hosted API's timeout says nothing of how many it would take; and one alone has nobody to blame
-        if self.learns() && level > 1 {
+        if self.learns() && level > 1 && !overtaken {
             self.refused(now, level);
         }
     }
@@ -227,7 +239,6 @@ impl Concurrency {
     /// Closes a second. `peak`: the most in flight in it; `waiting`: whether a request waited for this endpoint.
     pub fn tick(&mut self, now: MonoTime, peak: u32, waiting: bool) -> Option<Change> {
         self.peak = peak;
-        self.refusals.tick();
         // where responses take long, nothing else tells of those that were sent meanwhile
         self.load.set_if_silent(now, peak);
         match self.learning {
@@ -235,6 +246,7 @@ impl Concurrency {
             Learning::Hosted if self.reached() => self.grow(now, f64::INFINITY),
             _ => {}
         }
+        self.refusals.tick();
         self.report(now)
     }
 
@@ -360,40 +372,6 @@ impl Concurrency {
             self.s = to;
             self.cause = Some(cause);
             self.wait.renew();
-        }
-    }
-
-    fn report(&mut self, now: MonoTime) -> Option<Change> {
-        let (from, to) = (self.reported, self.limit());
-        let moved = match (from, to) {
-            (Some(a), Some(b)) => f64::from(a.abs_diff(b)) > 0.1 * f64::from(a),
-            (a, b) => a != b,
-        };
-        let cause = self.cause.filter(|_| moved)?;
-        self.reported = to;
-        Some(Change { from, to, cause, inputs: self.inputs(now) })
-    }
-
-    fn inputs(&self, now: MonoTime) -> Inputs {
-        let most = (0..3).max_by(|a, b| self.shares[*a].total_cmp(&self.shares[*b])).unwrap_or(0);
-        let speeds = self.curves[most].speeds(now).filter(|_| most != Kind::Untokenised as usize);
-        Inputs {
-            token_seconds: speeds.map(|(loaded, _)| loaded.recip()),
-            token_seconds_alone: speeds.map(|(_, alone)| alone.recip()),
-            knee: self.knee(now).map(|k| k.at),
-            waiting_inside: self.wait.last(now).map(|inside| inside.waiting),
-            in_flight: self.peak,
-        }
-    }
-
-    /// For metrics.
-    #[must_use]
-    pub fn status(&self, now: MonoTime) -> Status {
-        Status {
-            limit: self.limit(),
-            slow_start: self.slow_start,
-            cause: self.cause,
-            inputs: self.inputs(now),
         }
     }
 }

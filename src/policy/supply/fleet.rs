@@ -150,12 +150,14 @@ impl Fleet {
             generation: 0,
             paced: want.paced,
             level: 0,
+            taken: 0,
         };
         if let Some(endpoint) = self.of(place) {
             let (verdict, transition) = endpoint.start(now, want, place.key);
             attempt.probe = verdict == Verdict::Probe;
             attempt.generation = endpoint.breaker.generation();
             attempt.level = endpoint.in_flight;
+            attempt.taken = endpoint.law.taken_so_far();
             reports.extend(transition.map(|t| Report::Breaker(place.endpoint, t)));
         }
         attempt
@@ -257,7 +259,7 @@ impl Fleet {
     /// No head came in time.
     pub fn timed_out(&mut self, now: MonoTime, attempt: &Attempt) {
         if let Some(endpoint) = self.of(attempt.place) {
-            endpoint.law.timed_out(now, attempt.level);
+            endpoint.law.timed_out(now, attempt.level, attempt.taken);
         }
     }
 

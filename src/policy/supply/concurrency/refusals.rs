@@ -14,6 +14,8 @@ pub(super) struct Refusals {
     /// S at the beginning of a second with refusals.
     before: Option<f64>,
     ceiling: Option<Ceiling>,
+    /// A level of this second that may have been too much.
+    doubt: Option<f64>,
     levels: Levels,
 }
 
@@ -43,6 +45,10 @@ impl Refusals {
                 self.ceiling = None;
                 return None;
             }
+            Shows::Doubt => {
+                self.doubt = Some(f64::from(level));
+                return None;
+            }
             Shows::Nothing => return None,
         }
         let level = f64::from(level);
@@ -64,11 +70,12 @@ impl Refusals {
     }
 
     pub(super) fn tick(&mut self) {
-        self.before = None;
+        (self.before, self.doubt) = (None, None);
     }
 
     /// The most that S may grow to now.
     pub(super) fn ceiling(&self, now: MonoTime) -> f64 {
-        self.ceiling.filter(|c| now < c.until).map_or(f64::INFINITY, |c| c.at)
+        let ceiling = self.ceiling.filter(|c| now < c.until).map_or(f64::INFINITY, |c| c.at);
+        self.doubt.map_or(ceiling, |level| ceiling.min(level))
     }
 }

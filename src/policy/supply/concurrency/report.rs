@@ -1,5 +1,9 @@
 //! What the law is told to learn from, and what it tells.
 
+use crate::policy::supply::concurrency::Concurrency;
+use crate::policy::supply::concurrency::pace::Kind;
+use crate::policy::units::MonoTime;
+
 /// What an endpoint's limit is learnt from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learning {
@@ -90,4 +94,40 @@ pub struct Status {
     pub cause: Option<Cause>,
     /// What was seen.
     pub inputs: Inputs,
+}
+
+impl Concurrency {
+    pub(super) fn report(&mut self, now: MonoTime) -> Option<Change> {
+        let (from, to) = (self.reported, self.limit());
+        let moved = match (from, to) {
+            (Some(a), Some(b)) => f64::from(a.abs_diff(b)) > 0.1 * f64::from(a),
+            (a, b) => a != b,
+        };
+        let cause = self.cause.filter(|_| moved)?;
+        self.reported = to;
+        Some(Change { from, to, cause, inputs: self.inputs(now) })
+    }
+
+    fn inputs(&self, now: MonoTime) -> Inputs {
+        let most = (0..3).max_by(|a, b| self.shares[*a].total_cmp(&self.shares[*b])).unwrap_or(0);
+        let speeds = self.curves[most].speeds(now).filter(|_| most != Kind::Untokenised as usize);
+        Inputs {
+            token_seconds: speeds.map(|(loaded, _)| loaded.recip()),
+            token_seconds_alone: speeds.map(|(_, alone)| alone.recip()),
+            knee: self.knee(now).map(|k| k.at),
+            waiting_inside: self.wait.last(now).map(|inside| inside.waiting),
+            in_flight: self.peak,
+        }
+    }
+
+    /// For metrics.
+    #[must_use]
+    pub fn status(&self, now: MonoTime) -> Status {
+        Status {
+            limit: self.limit(),
+            slow_start: self.slow_start,
+            cause: self.cause,
+            inputs: self.inputs(now),
+        }
+    }
 }

@@ -234,11 +234,24 @@ fn what_is_refused_at_any_level_lowers_nothing_for_long() {
 }
 
 #[test]
+fn a_head_that_never_comes_is_no_load_where_others_overtake_it() {
+    let now = MonoTime::from_secs(1);
+    for (overtakers, lowers) in [(100, false), (12, true)] {
+        let mut law = learn();
+        (0..50).for_each(|n| law.taken(n));
+        let before = law.taken_so_far();
+        (0..overtakers).for_each(|_| law.taken(12));
+        (0..4).for_each(|_| law.timed_out(now, 12, before));
+        assert_eq!(law.limit() < Some(64), lowers, "{overtakers}");
+    }
+}
+
+#[test]
 fn fixed_and_unlimited_are_what_they_say() {
     for (learning, limit) in [(Learning::Fixed(7), Some(7)), (Learning::Unlimited, None)] {
         let mut law = Concurrency::new(learning, 100);
         law.refused(MonoTime::ZERO, 3);
-        law.timed_out(MonoTime::ZERO, 3);
+        law.timed_out(MonoTime::ZERO, 3, 0);
         law.server(MonoTime::ZERO, ServerLoad { running: Some(1.0), waiting: Some(9.0), kv_use: None });
         assert_eq!((law.tick(MonoTime::ZERO, 3, true), law.limit()), (None, limit));
     }
@@ -285,7 +298,7 @@ fn nonsense_neither_panics_nor_spreads() {
                 let number = |i| Some([f64::NAN, -1.0, 0.0, 1.0, 1e300][i]);
                 match pick(12) {
                     0 => drop(law.refused(now, in_flight)),
-                    1 => law.timed_out(now, in_flight),
+                    1 => law.timed_out(now, in_flight, pick(50) as u64),
                     2 => law.reset(now),
                     3 => {
                         let (running, waiting, kv_use) = (number(pick(5)), number(pick(5)), number(pick(5)));

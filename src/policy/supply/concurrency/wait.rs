@@ -1,7 +1,8 @@
 //! How many of the requests in flight wait inside the server.
 //!
 //! ```text
-//! ref       a low quartile of the time to the first token (per prompt token where prompts exceed 256 tokens)
+//! ref       a low quartile of the time to the first token (per prompt token where prompts exceed 256 tokens, and no
+//!           less than where they do not)
 //! excess W  mean of first − ref · prompt over the heads of one window
 //! waiting   = n · W / (W + ref · prompt + D)       D: mean time from the first token to the last   (Little's law)
 //! running   = n − waiting
@@ -24,7 +25,7 @@ const QUARTILE: f64 = 0.25;
 const STEP: f64 = 0.1;
 
 impl Reference {
-    fn learn(&mut self, value: f64, calm: bool) -> f64 {
+    fn learn(&mut self, value: f64, calm: bool) {
         let ln = value.max(1e-9).ln();
         let known = self.ln.get_or_insert(ln);
         if ln < *known {
@@ -32,7 +33,6 @@ impl Reference {
         } else if calm {
             *known += (ln - *known).min(STEP * QUARTILE / (1.0 - QUARTILE));
         }
-        known.exp()
     }
 }
 
@@ -109,7 +109,8 @@ impl Wait {
             0..=LONG => (&mut self.short, 1.0),
             tokens => (&mut self.long, tokens as f64),
         };
-        let base = reference.learn(secs / unit, calm) * unit;
+        reference.learn(secs / unit, calm);
+        let base = self.base(prompt).unwrap_or(secs);
         let w = &mut self.window;
         w.since = if w.heads > 0.0 { w.since.min(sent) } else { sent };
         w.heads += 1.0;
@@ -118,15 +119,22 @@ impl Wait {
         w.n += n;
     }
 
+    /// Seconds to the first token where nothing waits. A long prompt takes no less than a short one: there is a part that
+    /// grows with no token.
+    fn base(&self, prompt: Tokens) -> Option<f64> {
+        let short = self.short.ln.map(f64::exp);
+        match prompt.0 {
+            0..=LONG => short,
+            tokens => self.long.ln.map(|ln| (ln.exp() * tokens as f64).max(short.unwrap_or(0.0))),
+        }
+    }
+
     /// One that was sent with this prompt got its first token after `first` and its last after `last`.
     pub(super) fn done(&mut self, prompt: Tokens, first: Duration, last: Duration) {
         let rest = last.saturating_sub(first).as_secs_f64();
         self.rests = (self.rests + 1.0).min(50.0);
         self.rest += (rest - self.rest) / self.rests;
-        let base = match prompt.0 {
-            0..=LONG => self.short.ln.map(f64::exp),
-            tokens => self.long.ln.map(|ln| ln.exp() * tokens as f64),
-        };
+        let base = self.base(prompt);
         let (stay, first) = (last.as_secs_f64(), first.as_secs_f64());
         let active = rest + base.map_or(first, |base| first.min(base));
         let step = 0.15_f64.max(self.rests.recip());

@@ -39,6 +39,8 @@ pub struct Attempt {
     pub(super) paced: bool,
     /// In flight at its endpoint when it left, itself included.
     pub(super) level: u32,
+    /// What its endpoint had answered by then.
+    pub(super) taken: u64,
 }
 
 /// Where a request may go, or what it waits for.
