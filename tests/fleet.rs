@@ -443,3 +443,38 @@ fn a_burst_that_is_refused_is_one_report() {
     let stops = stops.filter(|e| matches!(e, Effect::Supply(supply::Report::Stopped { .. }))).count();
     assert_eq!(stops, 1);
 }
+
+#[test]
+fn another_key_of_a_broken_endpoint_is_no_other_endpoint() {
+    for (outcome, at_once) in [(Outcome::Overload, false), (Outcome::Refused, true)] {
+        let mut w = world(vec![Member { keys: 2, ..takes(5, 0) }]);
+        arrive(&mut w, 1);
+        let ticket = *w.flights.keys().next().unwrap();
+        let (cause, retry_after) = (RetryCause::Status, Some(Duration::from_secs(5)));
+        w.send(Event::Retry { ticket, outcome, cause, retry_after });
+        assert_eq!(w.flights.len() == 1, at_once, "{outcome:?}");
+        w.wait_until(w.now + Duration::from_secs(6));
+        assert_eq!(w.flights.len(), 1, "{outcome:?}");
+    }
+}
+
+#[test]
+fn what_never_left_is_not_charged() {
+    let tokens = EndpointParams {
+        concurrency: ConcurrencyMode::Fixed(5),
+        tokens_per_minute: Some(60_000),
+        ..EndpointParams::default()
+    };
+    let mut w = world(vec![Member { endpoint: tokens, keys: 1, ..Member::default() }]);
+    let left = |w: &World| w.engine.status().endpoints[0].tokens_remaining;
+    w.step(&Step::Arrive { model: 0, tenant: 0, cost: 10, unqueued: false, patience: None });
+    let ticket = *w.flights.keys().next().unwrap();
+    w.send(Event::Finish(ticket, Outcome::Success, None));
+    let before = left(&w);
+    w.step(&Step::Arrive { model: 0, tenant: 0, cost: 300, unqueued: false, patience: None });
+    let ticket = *w.flights.keys().next().unwrap();
+    assert!(left(&w) < before.map(|n| n - 200.0), "{:?} of {before:?}", left(&w));
+    let (outcome, cause) = (Outcome::Overload, RetryCause::Connect);
+    w.send(Event::Retry { ticket, outcome, cause, retry_after: Some(Duration::from_secs(1)) });
+    assert!(left(&w) >= before.map(|n| n - 20.0), "{:?} of {before:?}", left(&w));
+}

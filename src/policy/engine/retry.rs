@@ -62,8 +62,13 @@ impl Engine {
         {
             self.fleet.timed_out(now, &flight.attempt);
         }
+        if cause == RetryCause::Connect
+            && let Some(flight) = self.flights.get(&ticket)
+        {
+            self.fleet.never_sent(now, &flight.attempt);
+        }
         self.attempt_ended(now, ticket, outcome, effects);
-        let Some(request) = self.again(now, ticket, cause, retry_after) else {
+        let Some(request) = self.again(now, ticket, outcome, cause, retry_after) else {
             return effects.push(Effect::GivenUp(ticket));
         };
         if let Some(flight) = self.flights.remove(&ticket) {
@@ -83,6 +88,7 @@ impl Engine {
         &mut self,
         now: MonoTime,
         ticket: Ticket,
+        outcome: Outcome,
         cause: RetryCause,
         retry_after: Option<Duration>,
     ) -> Option<Waiting> {
@@ -102,7 +108,13 @@ impl Engine {
         request.avoid = Some(failed.endpoint);
         let choice = self.fleet.choose(now, &self.want(now, &request));
         request.not_before = match choice {
-            Choice::Go(place) if place != failed => now,
+            // another key helps against what was said of the key
+            Choice::Go(place)
+                if place.endpoint != failed.endpoint
+                    || (place != failed && (outcome == Outcome::Refused || cause == RetryCause::Key)) =>
+            {
+                now
+            }
             _ if cause == RetryCause::Key => return None,
             _ => now + pause,
         };

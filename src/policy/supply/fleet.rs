@@ -256,6 +256,13 @@ impl Fleet {
         transition
     }
 
+    /// No connection came about: the upstream has not seen it, and its rate is not charged.
+    pub fn never_sent(&mut self, now: MonoTime, attempt: &Attempt) {
+        if let Some(pacer) = self.of(attempt.place).and_then(|e| e.pacer(attempt)) {
+            pacer.withdrawn(now, attempt.ticket);
+        }
+    }
+
     /// No head came in time.
     pub fn timed_out(&mut self, now: MonoTime, attempt: &Attempt) {
         if let Some(endpoint) = self.of(attempt.place) {
