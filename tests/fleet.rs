@@ -478,3 +478,22 @@ fn what_never_left_is_not_charged() {
     w.send(Event::Retry { ticket, outcome, cause, retry_after: Some(Duration::from_secs(1)) });
     assert!(left(&w) >= before.map(|n| n - 20.0), "{:?} of {before:?}", left(&w));
 }
+
+#[test]
+fn a_queue_full_of_one_model_s_requests_refuses_no_other_model() {
+    let mut w = world(vec![takes(4, 0)]);
+    arrive(&mut w, 1);
+    let ticket = *w.flights.keys().next().unwrap();
+    let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(20)), ..RateLimits::default() };
+    w.send(Event::Refused(ticket, Box::new(limits)));
+    w.send(Event::Retry { ticket, outcome: Outcome::Refused, cause: RetryCause::Status, retry_after: None });
+    let most = w.params.admission.max_requests;
+    arrive(&mut w, most);
+    assert_eq!((w.flights.len(), w.waiting.len()), (0, most), "the last one found the queue full");
+    for n in 1..=4 {
+        w.step(&Step::Arrive { model: 1, tenant: 0, cost: 10, unqueued: false, patience: None });
+        assert_eq!((w.flights.len(), w.waiting.len()), (n, most));
+    }
+    w.step(&Step::Arrive { model: 1, tenant: 0, cost: 10, unqueued: false, patience: None });
+    assert_eq!((w.flights.len(), w.waiting.len()), (4, most), "no permit, no place in the queue");
+}

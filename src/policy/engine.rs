@@ -264,6 +264,9 @@ impl Engine {
         {
             return self.admit(now, a.kind, request, place, effects);
         }
+        if matches!(choice, Choice::Go(_)) && self.passes(now, &request, effects) {
+            return;
+        }
         let limits = &self.params.admission;
         if self.queue.len() >= limits.max_requests
             || self.queue.bytes().saturating_add(a.bytes) > limits.max_bytes

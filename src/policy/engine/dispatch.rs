@@ -68,6 +68,21 @@ impl Engine {
         }
     }
 
+    /// A newcomer whose endpoint is free may pass those who wait, if another model's rate is all they wait for: then
+    /// neither their number nor their pace says anything of it. Says whether it is dealt with.
+    pub(super) fn passes(&mut self, now: MonoTime, newcomer: &Waiting, effects: &mut Vec<Effect>) -> bool {
+        if self.permits.free() == 0 {
+            return false;
+        }
+        self.queue.push(*newcomer);
+        self.dispatch(now, effects);
+        let waits = self.queue.contains(newcomer.ticket);
+        if waits {
+            self.queue.remove(newcomer.ticket);
+        }
+        !waits
+    }
+
     /// The upstream refuses a line's requests until a moment that some of them cannot wait for: they are told at
     /// once, so that their clients can go elsewhere.
     fn stopped(
