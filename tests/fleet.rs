@@ -497,3 +497,27 @@ fn a_queue_full_of_one_model_s_requests_refuses_no_other_model() {
     w.step(&Step::Arrive { model: 1, tenant: 0, cost: 10, unqueued: false, patience: None });
     assert_eq!((w.flights.len(), w.waiting.len()), (4, most), "no permit, no place in the queue");
 }
+
+#[test]
+fn a_full_endpoint_and_a_stopped_rate_hold_up_no_other_model() {
+    let mut w = world(vec![takes(1, 0), takes(5, 0)]);
+    // one endpoint is full, the other one has stopped the first model
+    arrive(&mut w, 2);
+    let at = |w: &World, id: u16| {
+        let of = w.flights.iter().find(|(_, f)| f.place.endpoint == EndpointId(id));
+        of.map(|(ticket, _)| *ticket)
+    };
+    while at(&w, 0).is_none() {
+        arrive(&mut w, 1);
+    }
+    while let Some(ticket) = at(&w, 1) {
+        let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(20)), ..RateLimits::default() };
+        w.send(Event::Refused(ticket, Box::new(limits)));
+        w.send(Event::Finish(ticket, Outcome::Refused, None));
+    }
+    arrive(&mut w, 3);
+    assert_eq!((w.flights.len(), w.waiting.len()), (1, 3));
+    // it waits behind them, and a permit is free only later
+    w.step(&Step::Arrive { model: 1, tenant: 0, cost: 10, unqueued: false, patience: None });
+    assert_eq!((w.flights.len(), w.waiting.len()), (2, 3), "the other model has a place");
+}

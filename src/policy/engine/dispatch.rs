@@ -35,6 +35,11 @@ impl Engine {
                     }
                     continue;
                 }
+                // another model may have a rate left where there is room
+                Choice::Wait(_) if self.fleet.has_room() => {
+                    held.push((w.tenant, w.model));
+                    continue;
+                }
                 // nobody else could go either
                 Choice::Wait(_) => break,
             };

@@ -126,10 +126,15 @@ impl Endpoint {
             Verdict::OpenUntil(until) => return Err(Hold::Down { until }),
             Verdict::Probe | Verdict::Probing => return Err(Hold::Probe),
         }
-        if want.paced && self.law.limit().is_some_and(|limit| self.in_flight >= limit.max(1)) {
+        if want.paced && self.is_full() {
             return Err(Hold::Full);
         }
         self.key(now, want)
+    }
+
+    /// It has as many in flight as it takes.
+    pub(super) fn is_full(&self) -> bool {
+        self.law.limit().is_some_and(|limit| self.in_flight >= limit.max(1))
     }
 
     /// In turn, without those that rest and those whose rate is used up; if all rest, the one whose rest ends first.
