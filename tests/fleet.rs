@@ -388,14 +388,20 @@ fn a_stop_that_outlasts_the_queue_is_told_at_once() {
     assert!(w.waiting.is_empty(), "and so does who comes later");
 }
 
-#[test]
-fn one_model_s_stop_holds_up_no_other_model() {
+/// One endpoint for four, which has stopped the first model for 20 s; one request waits.
+fn stopped() -> World {
     let mut w = world(vec![takes(4, 0)]);
     arrive(&mut w, 1);
     let ticket = *w.flights.keys().next().unwrap();
     let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(20)), ..RateLimits::default() };
     w.send(Event::Refused(ticket, Box::new(limits)));
     w.send(Event::Retry { ticket, outcome: Outcome::Refused, cause: RetryCause::Status, retry_after: None });
+    w
+}
+
+#[test]
+fn one_model_s_stop_holds_up_no_other_model() {
+    let mut w = stopped();
     arrive(&mut w, 2);
     assert_eq!((w.flights.len(), w.waiting.len()), (0, 3));
     w.step(&Step::Arrive { model: 1, tenant: 0, cost: 10, unqueued: false, patience: None });
@@ -481,12 +487,7 @@ fn what_never_left_is_not_charged() {
 
 #[test]
 fn a_queue_full_of_one_model_s_requests_refuses_no_other_model() {
-    let mut w = world(vec![takes(4, 0)]);
-    arrive(&mut w, 1);
-    let ticket = *w.flights.keys().next().unwrap();
-    let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(20)), ..RateLimits::default() };
-    w.send(Event::Refused(ticket, Box::new(limits)));
-    w.send(Event::Retry { ticket, outcome: Outcome::Refused, cause: RetryCause::Status, retry_after: None });
+    let mut w = stopped();
     let most = w.params.admission.max_requests;
     arrive(&mut w, most);
     assert_eq!((w.flights.len(), w.waiting.len()), (0, most), "the last one found the queue full");
