@@ -409,7 +409,8 @@ fn one_model_s_stop_holds_up_no_other_model() {
     // after the stop one probe goes first; its answer lets the others go
     w.wait_until(w.now + Duration::from_secs(20));
     assert_eq!((w.flights.len(), w.waiting.len()), (2, 2));
-    w.send(Event::FirstByte { ticket, alive: true });
+    let probe = *w.flights.keys().next().unwrap();
+    w.send(Event::FirstByte { ticket: probe, alive: true });
     assert_eq!(w.waiting.len(), 0);
 }
 
