@@ -18,10 +18,14 @@
 //! costs nothing while the rate is the limit: it only decides at which level the bucket stands.
 //!
 //! The buffer is 0.98 until what remains has moved, and as foreseen, a dozen times, and again for some answers after a
-//! refusal; in between it is 1, because what 2 % give away is a fifth of what drains a queue at 90 % load.
+//! refusal; what 2 % give away is a fifth of what drains a queue at 90 % load. In between `own` refills at 1.05 of the
+//! limit: the estimate bounds the rate then, and `own` catches up with what it gave away.
 //!
 //! `own` is never raised by headers, except when its size grows: a `remaining` that is stuck (Azure's is cached) can
-//! not lift the rate above the limit.
+//! not lift the rate above the limit, because what does not move proves nothing.
+//!
+//! A debt is not told of: `remaining` is 0 then, and the reset as much later as the debt takes to pay. Neither corrects
+//! an estimate that is below zero already, and neither is a window that has ended.
 //!
 //! Called by `pacer` only.
 
@@ -43,6 +47,8 @@ const FORGET: f64 = 600.0;
 /// Buffers where none is configured: by the operator's number alone, and with headers to go by.
 const BLIND: f64 = 0.85;
 const SEEN: f64 = 0.98;
+/// The same where headers have proved right.
+const PROVED: f64 = 1.05;
 /// With less doubt than that, headers are trusted with the whole limit. An answer moves doubt by a step, a refusal by its
 /// own; what remains is foreseen if it is off by no more than so many usual charges.
 const SURE: f64 = 0.1;
@@ -77,9 +83,9 @@ struct Learned {
 }
 
 impl Learned {
-    /// The share of the limit that is used where the operator names none.
+    /// The share of the limit at which `own` refills where the operator names none.
     fn share(&self) -> f64 {
-        if self.doubt < SURE { 1.0 } else { SEEN }
+        if self.doubt < SURE { PROVED } else { SEEN }
     }
 
     /// What remains was foreseen, or was not; a request was taken, or refused.
@@ -170,7 +176,8 @@ impl Lane {
         let configured = self.configured.as_ref().map_or(now, |(_, b)| b.due(now, amount, 0.0));
         let learned = self.learned.as_ref().map_or(now, |l| {
             let back = self.errors.excess().clamp(-l.own.capacity(), l.own.capacity());
-            let own = l.own.due(now, amount, -back);
+            // what is larger than the bucket does not wait for what settling will bring back either
+            let own = l.own.due(now, amount.min(l.own.capacity()), -back);
             own.max(l.estimate.due(now, amount, self.reserve(amount))).max(l.hold)
         });
         configured.max(learned).max(now)
@@ -264,7 +271,9 @@ impl Lane {
             bucket.set_capacity(now, largest.min(*limit));
             bucket.add(now, more);
         }
+        let debt = mark.known.map_or(0.0, |(level, since)| -(level + l.corrected - since)).max(0.0);
         let e = match mark.known {
+            Some(_) if remaining < 1.0 && debt > 0.0 => 0.0,
             Some((level, corrected)) => remaining - level - (l.corrected - corrected),
             // nothing was known when it left: what left since is not in it yet
             None => remaining - spent - l.estimate.level(now),
@@ -281,14 +290,14 @@ impl Lane {
             let share = l.share();
             l.own.set_rate(now, l.limit / l.window * share);
             if let Some((limit, bucket)) = &mut self.configured {
-                bucket.set_rate(now, *limit / 60.0 * share);
+                bucket.set_rate(now, *limit / 60.0 * share.min(1.0));
             }
         }
         // used up, and the reset is not the moment at which a steady refill would be through: nothing before it
         if remaining < 1.0
             && let Some(reset) = reading.reset
         {
-            let full = |size: f64| (size - remaining) / l.limit * l.window;
+            let full = |size: f64| (size + debt - remaining) / l.limit * l.window;
             let said = reset.since(now).as_secs_f64();
             let steady = |size: f64| (0.8..=1.25).contains(&(said / full(size)));
             if !steady(l.limit) && !steady(l.estimate.capacity()) {

@@ -633,6 +633,54 @@ mod tests {
         assert!(matches!(p.ready(T, Tokens(1)), Pace::At(at) if at < T + ms(3000)));
     }
 
+    #[test]
+    fn a_debt_that_a_large_request_leaves_is_no_window() {
+        // 6,000 tokens a minute in a bucket of 1,000; what is larger passes when that is full
+        let says = |remaining: f64, reset: u64| RateLimits {
+            tokens: Reading { limit: Some(6000.0), remaining: Some(remaining), reset: Some(T + ms(reset)) },
+            ..RateLimits::default()
+        };
+        let mut p = Pacer::new(&PaceParams::default(), T);
+        p.charge(T, Ticket(0), Tokens(0));
+        p.seen(T, Ticket(0), &says(1000.0, 0));
+        p.settle(T, Ticket(0), Some(Tokens(0)));
+        assert_eq!(p.ready(T, Tokens(3000)), Pace::Now);
+        p.charge(T, Ticket(1), Tokens(3000));
+        // 20 s pay the debt of 2,000, 10 s more fill the bucket
+        p.seen(T, Ticket(1), &says(0.0, 30_000));
+        p.settle(T, Ticket(1), Some(Tokens(3000)));
+        let Pace::At(at) = p.ready(T, Tokens(100)) else { panic!("there is a debt") };
+        let wait = at.since(T).as_secs_f64();
+        assert!((20.0..22.5).contains(&wait), "{wait}");
+    }
+
+    #[test]
+    fn what_settling_brings_back_is_not_waited_for_by_a_large_request() {
+        let says = |remaining: f64| RateLimits {
+            tokens: Reading { limit: Some(60_000.0), remaining: Some(remaining), reset: None },
+            ..RateLimits::default()
+        };
+        let mut p = Pacer::new(&PaceParams::default(), T);
+        // charges of 1,000 that turn out to be 500, told of at once and settled later
+        let (mut now, mut level) = (T, 20_000.0_f64);
+        for n in 0..400_u64 {
+            if let Pace::At(at) = p.ready(now, Tokens(1000)) {
+                level = (level + at.since(now).as_secs_f64() * 1000.0).min(20_000.0);
+                now = at;
+            }
+            p.charge(now, Ticket(n), Tokens(1000));
+            level -= 500.0;
+            p.seen(now, Ticket(n), &says(level));
+            if n >= 10 {
+                p.settle(now, Ticket(n - 10), Some(Tokens(500)));
+            }
+        }
+        // ten charges are open, 5,000 tokens too high in all: the bucket is full when the upstream's is
+        let Pace::At(at) = p.ready(now, Tokens(50_000)) else { panic!("{level} is not enough") };
+        let (waited, full) = (at.since(now).as_secs_f64(), (20_000.0 - level) / 1000.0);
+        assert!(waited < full + 1.0, "{waited} s where {full} s fill it");
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Wait(u64),
