@@ -144,7 +144,7 @@ impl Engine {
             Event::AttemptEnd(ticket, outcome) => self.attempt_ended(now, ticket, outcome, effects),
             Event::Limits(ticket, limits) => {
                 if let Some(flight) = self.flights.get(&ticket) {
-                    self.fleet.limits(now, &flight.attempt, &limits);
+                    self.fleet.limits(now, &flight.attempt, &limits, &mut self.reports);
                 }
             }
             Event::Refused(ticket, limits) => {

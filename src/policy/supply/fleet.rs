@@ -165,10 +165,18 @@ impl Fleet {
     }
 
     /// The headers of an answer that is no 429 told of limits.
-    pub fn limits(&mut self, now: MonoTime, attempt: &Attempt, limits: &RateLimits) {
-        if let Some(pacer) = self.of(attempt.place).and_then(|e| e.pacer(attempt)) {
-            pacer.seen(now, attempt.ticket, limits);
-        }
+    pub fn limits(
+        &mut self,
+        now: MonoTime,
+        attempt: &Attempt,
+        limits: &RateLimits,
+        reports: &mut Vec<Report>,
+    ) {
+        let Some(endpoint) = self.of(attempt.place) else { return };
+        let in_flight = endpoint.in_flight;
+        let (place, model) = (attempt.place, attempt.model);
+        let stopped = endpoint.pacer(attempt).and_then(|p| p.seen(now, attempt.ticket, limits));
+        reports.extend(stopped.map(|until| Report::Stopped { place, model, until, in_flight }));
     }
 
     /// The answer is a 429.

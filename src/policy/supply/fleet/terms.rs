@@ -93,7 +93,8 @@ pub enum Report {
     Breaker(EndpointId, Transition),
     /// What an endpoint was found to take moved by more than a tenth.
     Limit(EndpointId, Change),
-    /// The upstream refused a model's rate: nothing of it goes with this key before then.
+    /// The upstream refused a model's rate, or said that a window of it is used up: nothing of it goes with this key
+    /// before then.
     Stopped {
         /// Where.
         place: Place,

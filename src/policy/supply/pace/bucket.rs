@@ -16,7 +16,7 @@ use crate::policy::units::MonoTime;
 const SLOWEST: f64 = 1e-6;
 /// Longest wait that is ever named.
 const LONGEST: f64 = 86_400.0;
-/// Debt is at most what so many seconds refill.
+/// Debt is at most what so many seconds refill, at the rate that was sold.
 const DEBT: f64 = 60.0;
 /// Levels are reckoned to this share of a unit: an amount that is due at `t` must pass at `t`.
 const GRAIN: f64 = 1e-6;
@@ -26,6 +26,7 @@ pub(super) struct Bucket {
     level: f64,
     capacity: f64,
     rate: f64,
+    most_debt: f64,
     at: MonoTime,
 }
 
@@ -37,7 +38,8 @@ impl Bucket {
     /// A full one; `rate` per second.
     pub(super) fn new(rate: f64, capacity: f64, now: MonoTime) -> Self {
         let capacity = sane(capacity, GRAIN);
-        Self { level: capacity, capacity, rate: sane(rate, SLOWEST), at: now }
+        let rate = sane(rate, SLOWEST);
+        Self { level: capacity, capacity, rate, most_debt: rate * DEBT, at: now }
     }
 
     pub(super) const fn rate(&self) -> f64 {
@@ -57,10 +59,17 @@ impl Bucket {
         self.at = self.at.max(now);
     }
 
+    /// Another rate for now; what was sold is the same.
     pub(super) fn set_rate(&mut self, now: MonoTime, rate: f64) {
         self.refill(now);
         self.rate = sane(rate, SLOWEST);
-        self.level = self.level.max(-self.rate * DEBT);
+    }
+
+    /// Something else was sold.
+    pub(super) fn set_sold(&mut self, now: MonoTime, rate: f64) {
+        self.set_rate(now, rate);
+        self.most_debt = self.rate * DEBT;
+        self.level = self.level.max(-self.most_debt);
     }
 
     /// Another size; what is in it stays, unless it no longer fits.
@@ -74,7 +83,7 @@ impl Bucket {
     pub(super) fn add(&mut self, now: MonoTime, amount: f64) {
         self.refill(now);
         let amount = if amount.is_finite() { amount } else { 0.0 };
-        self.level = (self.level + amount).max(-self.rate * DEBT).min(self.capacity);
+        self.level = (self.level + amount).max(-self.most_debt).min(self.capacity);
     }
 
     /// When `amount` passes, and would leave `reserve` behind; `now` if it does already.

@@ -104,6 +104,8 @@ pub struct Reading {
     pub remaining: Option<f64>,
     /// When it is whole again.
     pub reset: Option<MonoTime>,
+    /// For how long the limit is sold, where that is said.
+    pub window: Option<Duration>,
 }
 
 impl Reading {
@@ -232,6 +234,19 @@ fn count(text: &str, faults: &mut Faults) -> Option<f64> {
     }
 }
 
+/// The window that the draft's list form names beside its own limit: a second in `50, 50;w=1, 1000;w=60`.
+fn window(text: &str, limit: f64) -> Option<Duration> {
+    let policies = text.split(',').map(|policy| policy.split(';').map(str::trim));
+    policies
+        .filter_map(|mut parts| {
+            let of = when::number(parts.next()?)?;
+            let seconds = when::number(parts.find_map(|part| part.strip_prefix("w="))?)?;
+            (of == limit).then_some(seconds)
+        })
+        .find(|seconds| (1.0..=when::LONGEST).contains(seconds))
+        .map(Duration::from_secs_f64)
+}
+
 /// Takes `value` where nothing was said yet, else whichever `keep` prefers.
 fn put<T: PartialEq + Copy>(
     place: &mut Option<T>,
@@ -291,7 +306,9 @@ impl RateLimits {
                             if limit == Some(0.0) {
                                 faults.add(Fault::Negative);
                             }
-                            put(&mut reading.limit, limit.filter(|l| *l > 0.0), f64::min, &mut faults);
+                            let limit = limit.filter(|l| *l > 0.0);
+                            put(&mut reading.limit, limit, f64::min, &mut faults);
+                            reading.window = limit.and_then(|l| window(text, l)).or(reading.window);
                         }
                         Part::Remaining => {
                             put(&mut reading.remaining, count(text, &mut faults), f64::min, &mut faults);
@@ -343,7 +360,7 @@ mod tests {
     }
 
     fn reading(limit: f64, remaining: f64, reset: u64) -> Reading {
-        Reading { limit: Some(limit), remaining: Some(remaining), reset: after(reset) }
+        Reading { limit: Some(limit), remaining: Some(remaining), reset: after(reset), window: None }
     }
 
     #[test]
@@ -424,7 +441,22 @@ mod tests {
         assert_eq!(parse(200, &plain).requests, reading(20.0, 19.0, 60_000));
         let draft =
             [("ratelimit-limit", "100, 100;w=60"), ("ratelimit-remaining", "50"), ("ratelimit-reset", "30")];
-        assert_eq!(parse(200, &draft).requests, reading(100.0, 50.0, 30_000));
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(parse(200, &draft).requests, Reading { window: minute, ..reading(100.0, 50.0, 30_000) });
+        for (text, secs) in [
+            ("50, 50;w=1, 1000;w=60", 1),
+            ("50, 1000;w=60, 50 ; w=1", 1),
+            ("1000, 50;w=1, 1000;w=3600;burst=9", 3600),
+        ] {
+            let read = parse(200, &[("ratelimit-limit", text), ("ratelimit-remaining", "5")]).requests;
+            assert_eq!(read.window, Some(Duration::from_secs(secs)), "{text}");
+        }
+        for text in ["50, 50;w=0", "50, 50;w=-1", "50, 50;w=1e9", "50;w", "50, 9;w=1"] {
+            assert_eq!(
+                parse(200, &[("ratelimit-limit", text), ("ratelimit-remaining", "5")]).requests.window,
+                None
+            );
+        }
     }
 
     #[test]
@@ -434,7 +466,8 @@ mod tests {
             ("0.5", after(500)),
             ("3600", after(3_600_000)),
             ("Wed, 18 Feb 2026 22:00:07 GMT", after(7000)),
-            ("999999", after(86_400_000)),
+            ("86400", after(86_400_000)),
+            ("999999", None),
             ("-3", None),
             ("never", None),
         ] {
@@ -448,7 +481,7 @@ mod tests {
         for (headers, requests, fault) in [
             (
                 vec![("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "11")],
-                Reading { limit: Some(10.0), remaining: Some(10.0), reset: None },
+                Reading { limit: Some(10.0), remaining: Some(10.0), ..Reading::default() },
                 Fault::AboveLimit,
             ),
             (
@@ -469,7 +502,7 @@ mod tests {
             ),
             (
                 vec![("x-ratelimit-remaining", "3"), ("x-ratelimit-reset", "1994-11-06T08:49:37Z")],
-                Reading { remaining: Some(3.0), reset: Some(NOW), limit: None },
+                Reading { remaining: Some(3.0), reset: Some(NOW), ..Reading::default() },
                 Fault::Past,
             ),
         ] {

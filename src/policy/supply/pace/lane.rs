@@ -32,72 +32,36 @@
 use crate::policy::supply::pace::bucket::Bucket;
 use crate::policy::supply::pace::errors::Errors;
 use crate::policy::supply::pace::headers::Reading;
+use crate::policy::supply::pace::learned::{BURST, Learned, SEEN};
 use crate::policy::units::MonoTime;
 
-/// The windows limits are sold for, in seconds, the usual one first.
-const WINDOWS: [f64; 3] = [60.0, 3600.0, 86_400.0];
-/// A reset may be this much later than its window is long, for clocks and rounding.
-const SLACK: f64 = 1.1;
-/// Where nobody knows how much may go at once: what this many seconds refill.
-const BURST: f64 = 1.0;
 /// The estimate of the leak forgets what is older, in seconds.
 const LEAK: f64 = 10.0;
-/// The leak is forgotten within this many seconds where nothing is said any more.
+/// Where answers stop to say anything, the leak is forgotten within this many seconds, and then the limit.
 const FORGET: f64 = 600.0;
-/// Buffers where none is configured: by the operator's number alone, and with headers to go by.
+/// The share of the operator's number that is used, where no buffer is configured.
 const BLIND: f64 = 0.85;
-const SEEN: f64 = 0.98;
-/// The same where headers have proved right.
-const PROVED: f64 = 1.05;
-/// With less doubt than that, headers are trusted with the whole limit. An answer moves doubt by a step, a refusal by its
-/// own; what remains is foreseen if it is off by no more than so many usual charges.
-const SURE: f64 = 0.1;
-const STEP: f64 = 1.0 / 8.0;
-const REFUSED: f64 = 0.2;
+/// What remains is foreseen if it is off by no more than so many usual charges.
 const AGREES: f64 = 1.5;
 /// The reserve's largest share of the bucket.
 const RESERVE: f64 = 0.4;
 
-/// What the estimate was when a request left.
+/// A charge, and what the estimate was when its request left.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark {
+    amount: f64,
     /// Level after its charge and corrections so far; `None`: nothing was known.
     known: Option<(f64, f64)>,
     spent: f64,
     unsure: f64,
 }
 
-#[derive(Clone, Debug)]
-struct Learned {
-    limit: f64,
-    window: f64,
-    own: Bucket,
-    estimate: Bucket,
-    leak: f64,
-    corrected: f64,
-    /// What was last said to remain, and how little such words have proved worth, 0 to 1.
-    said: f64,
-    doubt: f64,
-    /// A window that is used up ends then.
-    hold: MonoTime,
-}
-
-impl Learned {
-    /// The share of the limit at which `own` refills where the operator names none.
-    fn share(&self) -> f64 {
-        if self.doubt < SURE { PROVED } else { SEEN }
-    }
-
-    /// What remains was foreseen, or was not; a request was taken, or refused.
-    fn judge(&mut self, taken: bool, foreseen: bool, remaining: f64) {
-        match (taken, foreseen) {
-            (false, _) => self.doubt += REFUSED * (1.0 - self.doubt),
-            (true, false) => self.doubt += STEP * (1.0 - self.doubt),
-            // a figure that stands still may be one that nobody keeps
-            (true, true) if remaining != self.said => self.doubt -= STEP * self.doubt,
-            (true, true) => {}
+impl Mark {
+    /// A charge that was made after this one came back: the level that this one knows had nothing of it.
+    pub(super) fn came_back(&mut self, later: f64) {
+        if let Some((_, corrected)) = &mut self.known {
+            *corrected += later;
         }
-        self.said = remaining;
     }
 }
 
@@ -171,14 +135,26 @@ impl Lane {
         self.errors.over(&mut mark.unsure);
     }
 
+    /// What is larger than the limit is a guess that went wrong, or will be refused: it waits for half of it, and takes
+    /// that, so that it does not hold up everybody for a whole window.
+    fn bounded(&self, amount: f64) -> f64 {
+        self.limit().filter(|limit| amount > *limit).map_or(amount, |limit| limit / 2.0)
+    }
+
+    /// The limit, where one is known.
+    pub(super) fn limit(&self) -> Option<f64> {
+        self.learned.as_ref().map(|l| l.limit).or(self.configured.as_ref().map(|(limit, _)| *limit))
+    }
+
     /// When `amount` may go.
     pub(super) fn due(&self, now: MonoTime, amount: f64) -> MonoTime {
+        let amount = self.bounded(amount);
         let configured = self.configured.as_ref().map_or(now, |(_, b)| b.due(now, amount, 0.0));
         let learned = self.learned.as_ref().map_or(now, |l| {
             let back = self.errors.excess().clamp(-l.own.capacity(), l.own.capacity());
             // what is larger than the bucket does not wait for what settling will bring back either
             let own = l.own.due(now, amount.min(l.own.capacity()), -back);
-            own.max(l.estimate.due(now, amount, self.reserve(amount))).max(l.hold)
+            own.max(l.estimate.due(now, amount, self.reserve(amount)))
         });
         configured.max(learned).max(now)
     }
@@ -194,15 +170,18 @@ impl Lane {
     }
 
     pub(super) fn charge(&mut self, now: MonoTime, amount: f64) -> Mark {
+        let amount = self.bounded(amount);
         self.spent += amount;
         self.usual += 0.02 * (amount.min(1e9) - self.usual);
         self.each(|b| b.add(now, -amount));
         let known = self.learned.as_ref().map(|l| (l.estimate.level(now), l.corrected));
-        Mark { known, spent: self.spent, unsure: self.errors.charged(amount) }
+        Mark { amount, known, spent: self.spent, unsure: self.errors.charged(amount) }
     }
 
-    /// The charge was for nothing. `sent`: the upstream refused it, and what knocks is counted there, too.
-    pub(super) fn give_back(&mut self, now: MonoTime, amount: f64, sent: bool) {
+    /// The charge was for nothing. `sent`: the upstream refused it, and what knocks is counted there, too. Says what of
+    /// that corrects the estimate: marks made before have to be told.
+    pub(super) fn give_back(&mut self, now: MonoTime, mark: &Mark, sent: bool) -> f64 {
+        let amount = mark.amount;
         self.spent -= amount;
         let keep = if sent { self.grain } else { 0.0 };
         if let Some((_, bucket)) = &mut self.configured {
@@ -213,12 +192,14 @@ impl Lane {
             l.estimate.add(now, amount);
             l.corrected += amount;
         }
+        amount
     }
 
-    /// The truth of a charge. `told`: the upstream's own figure has corrected the estimate already.
-    pub(super) fn settle(&mut self, now: MonoTime, charged: f64, used: f64, told: bool) {
-        self.errors.settled(charged, used);
-        let difference = charged - used;
+    /// The truth of a charge. `told`: the upstream's own figure has corrected the estimate already. Says what corrects
+    /// the estimate, as [`Lane::give_back`] does.
+    pub(super) fn settle(&mut self, now: MonoTime, mark: &Mark, used: f64, told: bool) -> f64 {
+        self.errors.settled(mark.amount, used);
+        let difference = mark.amount - used;
         if let Some((_, bucket)) = &mut self.configured {
             bucket.add(now, difference);
         }
@@ -227,7 +208,22 @@ impl Lane {
             if !told {
                 l.estimate.add(now, difference);
                 l.corrected += difference;
+                return difference;
             }
+        }
+        0.0
+    }
+
+    /// An answer came that says nothing of this limit.
+    pub(super) fn silent(&mut self, now: MonoTime) {
+        let quiet = now.since(self.said).as_secs_f64();
+        if quiet > FORGET {
+            self.learned = None;
+            if let Some((limit, bucket)) = &mut self.configured {
+                bucket.set_rate(now, *limit / 60.0 * self.buffer.unwrap_or(BLIND));
+            }
+        } else if let Some(l) = &mut self.learned {
+            l.estimate.set_rate(now, l.rate() - l.leak * (-quiet / FORGET).exp());
         }
     }
 
@@ -245,7 +241,9 @@ impl Lane {
 
     /// Headers of the answer to a request that left with `mark`. `taken`: it passed, so what remains is less its part.
     pub(super) fn seen(&mut self, now: MonoTime, mark: Mark, taken: bool, reading: &Reading) {
-        self.size(now, reading);
+        if let Some(limit) = usable(reading.limit) {
+            self.limited(now, limit, taken, reading);
+        }
         let spent = self.spent - mark.spent;
         let grain = self.grain;
         let quiet = now.since(self.said).as_secs_f64();
@@ -264,7 +262,7 @@ impl Lane {
             l.estimate.set_capacity(now, largest);
         }
         if let Some((limit, bucket)) = &mut self.configured
-            && l.window == WINDOWS[0]
+            && l.window.is_minute()
             && largest.min(*limit) > bucket.capacity()
         {
             let more = largest.min(*limit) - bucket.capacity();
@@ -282,13 +280,11 @@ impl Lane {
         l.corrected += e;
         l.judge(taken, mark.known.is_some() && e.abs() <= AGREES * self.usual, remaining);
         if mark.known.is_some() {
-            let rate = l.limit / l.window;
-            l.leak = (l.leak - e / LEAK).clamp(0.0, 0.95 * rate);
-            l.estimate.set_rate(now, rate - l.leak);
+            l.leaks(now, l.leak - e / LEAK);
         }
         if self.buffer.is_none() {
             let share = l.share();
-            l.own.set_rate(now, l.limit / l.window * share);
+            l.own.set_rate(now, l.rate() * share);
             if let Some((limit, bucket)) = &mut self.configured {
                 bucket.set_rate(now, *limit / 60.0 * share.min(1.0));
             }
@@ -297,7 +293,7 @@ impl Lane {
         if remaining < 1.0
             && let Some(reset) = reading.reset
         {
-            let full = |size: f64| (size + debt - remaining) / l.limit * l.window;
+            let full = |size: f64| (size + debt - remaining) / l.rate();
             let said = reset.since(now).as_secs_f64();
             let steady = |size: f64| (0.8..=1.25).contains(&(said / full(size)));
             if !steady(l.limit) && !steady(l.estimate.capacity()) {
@@ -308,48 +304,20 @@ impl Lane {
         }
     }
 
-    /// Takes over the limit and the length of its window.
-    fn size(&mut self, now: MonoTime, reading: &Reading) {
-        let Some(limit) = usable(reading.limit) else { return };
-        let said = reading.reset.map_or(0.0, |r| r.since(now).as_secs_f64());
-        let window = WINDOWS.into_iter().find(|w| said <= w * SLACK).unwrap_or(WINDOWS[2]);
-        let buffer = self.buffer;
-        let Some(l) = &mut self.learned else {
-            let rate = limit / window;
-            let size = (rate * BURST).max(1.0).min(limit);
-            self.learned = Some(Learned {
-                limit,
-                window,
-                own: Bucket::new(rate * buffer.unwrap_or(SEEN), size, now),
-                estimate: Bucket::new(rate, size, now),
-                leak: 0.0,
-                corrected: 0.0,
-                said: -1.0,
-                doubt: 0.5,
-                hold: MonoTime::ZERO,
-            });
-            // the operator's number was a guess at this one; from here on the buffer is the smaller of the two
-            if self.buffer.is_none()
-                && let Some((limit, bucket)) = &mut self.configured
-            {
-                bucket.set_rate(now, *limit / 60.0 * SEEN);
-            }
-            return;
-        };
-        if limit != l.limit || window > l.window {
-            l.limit = limit;
-            l.window = window.max(l.window);
-            let rate = limit / l.window;
-            l.leak = l.leak.min(0.95 * rate);
-            l.own.set_rate(now, rate * buffer.unwrap_or(l.share()));
-            l.estimate.set_rate(now, rate - l.leak);
-            let size = l.own.capacity().min(limit);
-            l.own.set_capacity(now, size);
-            l.estimate.set_capacity(now, size);
+    fn limited(&mut self, now: MonoTime, limit: f64, taken: bool, reading: &Reading) {
+        if let Some(l) = &mut self.learned {
+            return l.told(now, limit, self.buffer, taken, reading);
+        }
+        self.learned = Some(Learned::new(now, limit, self.buffer, reading));
+        // the operator's number was a guess at this one; from here on the buffer is the smaller of the two
+        if self.buffer.is_none()
+            && let Some((limit, bucket)) = &mut self.configured
+        {
+            bucket.set_rate(now, *limit / 60.0 * SEEN);
         }
     }
 
-    /// When a window that was used up ends; in the past where there is none.
+    /// When a window that was used up ends, by the last answer; in the past where there is none.
     pub(super) fn hold(&self) -> MonoTime {
         self.learned.as_ref().map_or(MonoTime::ZERO, |l| l.hold)
     }
@@ -367,7 +335,7 @@ impl Lane {
     pub(super) fn status(&self, now: MonoTime) -> LaneStatus {
         match (&self.learned, &self.configured) {
             (Some(l), _) => LaneStatus {
-                limit: Some(l.limit * 60.0 / l.window),
+                limit: Some(l.rate() * 60.0),
                 remaining: Some(l.estimate.level(now)),
                 learned: true,
                 others: l.leak * 60.0,

@@ -8,9 +8,11 @@ mod errors;
 mod guess;
 mod headers;
 mod lane;
+mod learned;
 mod pacer;
 mod unrelated;
 mod when;
+mod window;
 
 pub use headers::{Fault, Faults, RateLimits, Reading};
 pub use lane::LaneStatus;

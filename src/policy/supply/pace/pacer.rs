@@ -11,11 +11,15 @@
 //! ```
 //! A 429 is quick where an answer may take a minute, so a probe that was not refused by then has passed.
 //!
+//! An answer that says that a window is used up stops it too, until the window's end; but for a minute at most: then one
+//! tries, and if it is answered, such words are not believed until the next refusal.
+//!
 //! | the 429 says | it means |
 //! |---|---|
 //! | `retry-after` > 0 | the rate; stopped until then |
 //! | `remaining` too little for the request | the rate; stopped until enough has come back, or the reset |
 //! | `remaining` enough | too many at once: [`Refusal429::HiddenCap`], the caller lowers S |
+//! | nothing that helps one larger than the whole limit | [`Refusal429::Unrelated`] |
 //! | nothing, and a known bucket is about empty | the rate; stopped for a second |
 //! | nothing, and hardly any is refused | [`Refusal429::Unrelated`] |
 //! | nothing | what `guess` makes of it |
@@ -26,6 +30,8 @@
 //! meanwhile; nothing depends on a ticket that got lost. Without the pacer the upstream's 429 would be the
 //! proxy's only clock. Called by the fleet.
 
+mod refusal;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -34,11 +40,8 @@ use crate::policy::supply::pace::headers::RateLimits;
 use crate::policy::supply::pace::lane::{Lane, LaneStatus, Mark};
 use crate::policy::units::{MonoTime, Ticket, Tokens};
 
-/// First wait after a refusal that names no time, and the least after a second one in a row that does.
-const PAUSE: Duration = Duration::from_secs(1);
-const HINTED: Duration = Duration::from_millis(100);
-/// Longest wait that refusals in a row lead to by themselves.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long it is believed that a window is used up where nobody was refused.
+const UNTRIED: Duration = Duration::from_secs(60);
 /// How long a probe is waited for, before and after it is known how long refusals take.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENT: (f64, f64) = (0.1, 2.0);
@@ -108,6 +111,8 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     sent: MonoTime,
+    /// Its number among all charges.
+    seq: u64,
     cost: f64,
     requests: Mark,
     tokens: Mark,
@@ -126,6 +131,10 @@ pub struct Pacer {
     guess: Guess,
     state: State,
     flights: BTreeMap<Ticket, Flight>,
+    charges: u64,
+    /// It stands still because a window is said to be used up, and whether such words are believed.
+    used_up: bool,
+    believes: bool,
     /// Stops in a row without an answer in between.
     fails: u32,
     stopped: MonoTime,
@@ -143,6 +152,9 @@ impl Pacer {
             guess: Guess::new(now),
             state: State::Open,
             flights: BTreeMap::new(),
+            charges: 0,
+            used_up: false,
+            believes: true,
             fails: 0,
             stopped: MonoTime::ZERO,
             refusal: None,
@@ -177,8 +189,10 @@ impl Pacer {
         }
         let cost = amount(cost);
         self.guess.charge(now);
+        self.charges += 1;
         let flight = Flight {
             sent: now,
+            seq: self.charges,
             cost,
             requests: self.requests.charge(now, 1.0),
             tokens: self.tokens.charge(now, cost),
@@ -189,9 +203,10 @@ impl Pacer {
         self.flights.insert(ticket, flight);
     }
 
-    /// What the headers of `ticket`'s answer say, unless that is a 429: for that one see [`Pacer::refused`].
-    pub fn seen(&mut self, now: MonoTime, ticket: Ticket, limits: &RateLimits) {
-        let Some(flight) = self.flights.get_mut(&ticket) else { return };
+    /// What the headers of `ticket`'s answer say, unless that is a 429: for that one see [`Pacer::refused`]. Until when
+    /// nothing goes now, if that stops it.
+    pub fn seen(&mut self, now: MonoTime, ticket: Ticket, limits: &RateLimits) -> Option<MonoTime> {
+        let flight = self.flights.get_mut(&ticket)?;
         flight.told |= limits.tokens.remaining.is_some();
         if limits.tokens.remaining.is_some() {
             self.tokens.told(&mut flight.tokens);
@@ -199,6 +214,41 @@ impl Pacer {
         let flight = *flight;
         self.requests.seen(now, flight.requests, true, &limits.requests);
         self.tokens.seen(now, flight.tokens, true, &limits.tokens);
+        self.window(now, self.is_probe(ticket))
+    }
+
+    /// Stops where a window is said to be used up, and goes on where that is no longer said. `proved`: what said so last
+    /// was taken nevertheless.
+    fn window(&mut self, now: MonoTime, proved: bool) -> Option<MonoTime> {
+        let ends = self.requests.hold().max(self.tokens.hold());
+        match self.state {
+            State::Open if ends > now && self.believes => {
+                let until = ends.min(now + UNTRIED);
+                (self.state, self.stopped, self.used_up) = (State::Stopped { until }, now, true);
+                return Some(until);
+            }
+            State::Stopped { .. } if ends <= now && self.used_up => self.state = State::Open,
+            State::Probing { .. } if proved && ends > now => self.believes = false,
+            _ => {}
+        }
+        None
+    }
+
+    /// What came back of a charge corrects nothing for those that left before it was made.
+    fn came_back(&mut self, seq: u64, requests: f64, tokens: f64) {
+        if requests == 0.0 && tokens == 0.0 {
+            return;
+        }
+        for flight in self.flights.values_mut().filter(|f| f.seq < seq) {
+            flight.requests.came_back(requests);
+            flight.tokens.came_back(tokens);
+        }
+    }
+
+    fn give_back(&mut self, now: MonoTime, flight: &Flight, sent: bool) {
+        let requests = self.requests.give_back(now, &flight.requests, sent);
+        let tokens = self.tokens.give_back(now, &flight.tokens, sent);
+        self.came_back(flight.seq, requests, tokens);
     }
 
     /// The head of `ticket`'s answer came and is no 429: a probe has passed.
@@ -206,6 +256,8 @@ impl Pacer {
         let Some(flight) = self.flights.get_mut(&ticket).filter(|f| !f.answered) else { return };
         flight.answered = true;
         let (sent, others) = (flight.sent, flight.others);
+        self.requests.silent(now);
+        self.tokens.silent(now);
         self.guess.accepted(now, others);
         // an answer to what left before the stop says nothing about after it
         if sent >= self.stopped {
@@ -223,8 +275,8 @@ impl Pacer {
         self.tokens.over(&mut flight.tokens);
         let took = now.since(flight.sent).as_secs_f64();
         self.refusal = Some(self.refusal.map_or(took, |mean| mean + 0.2 * (took - mean)));
-        self.requests.give_back(now, 1.0, true);
-        self.tokens.give_back(now, flight.cost, true);
+        self.give_back(now, &flight, true);
+        (self.believes, self.used_up) = (true, false);
         self.requests.seen(now, flight.requests, false, &limits.requests);
         self.tokens.seen(now, flight.tokens, false, &limits.tokens);
         let refusal = self.cause(now, &flight, limits);
@@ -244,7 +296,8 @@ impl Pacer {
         self.requests.over(&mut flight.requests);
         self.tokens.over(&mut flight.tokens);
         if let Some(used) = used {
-            self.tokens.settle(now, flight.cost, amount(used), flight.told);
+            let back = self.tokens.settle(now, &flight.tokens, amount(used), flight.told);
+            self.came_back(flight.seq, 0.0, back);
         }
         if !flight.answered {
             self.vacate(now, ticket);
@@ -256,8 +309,7 @@ impl Pacer {
         let Some(mut flight) = self.flights.remove(&ticket) else { return };
         self.requests.over(&mut flight.requests);
         self.tokens.over(&mut flight.tokens);
-        self.requests.give_back(now, 1.0, false);
-        self.tokens.give_back(now, flight.cost, false);
+        self.give_back(now, &flight, false);
         self.guess.give_back(now);
         self.vacate(now, ticket);
     }
@@ -298,87 +350,6 @@ impl Pacer {
         let usual = |s: f64| Duration::from_secs_f64((4.0 * s).clamp(PATIENT.0, PATIENT.1));
         self.refusal.filter(|s| s.is_finite()).map_or(PATIENCE, usual)
     }
-
-    /// What it was refused for; a rate that names no time has until `now`.
-    fn cause(&mut self, now: MonoTime, flight: &Flight, limits: &RateLimits) -> Refusal429 {
-        let lanes = [(&limits.requests, &self.requests, 1.0), (&limits.tokens, &self.tokens, flight.cost)];
-        let mut empty = None;
-        for (reading, lane, wanted) in lanes {
-            // a request larger than the whole limit passes when all of it is there
-            let wanted = reading.limit.map_or(wanted, |l| wanted.min(l));
-            if reading.remaining.is_some_and(|r| r < wanted) {
-                let lacks = wanted - reading.remaining.unwrap_or(0.0);
-                let refill =
-                    lane.refill_seconds(lacks).map(|s| now + Duration::from_secs_f64(s.clamp(0.0, 86_400.0)));
-                let until = match (refill, reading.reset) {
-                    (Some(refill), Some(reset)) => refill.min(reset),
-                    (refill, reset) => refill.or(reset).unwrap_or(now),
-                };
-                empty = empty.max(Some(until.max(lane.hold())));
-            }
-        }
-        let hinted = limits.retry_at.filter(|at| *at > now);
-        if let Some(until) = empty {
-            return Refusal429::Rate { until: hinted.unwrap_or(until) };
-        }
-        let said = limits.requests.remaining.is_some() || limits.tokens.remaining.is_some();
-        if let Some(until) = hinted.filter(|_| said) {
-            return Refusal429::Rate { until };
-        }
-        let unsaid = || [limits.requests.reset, limits.tokens.reset].into_iter().flatten().max();
-        if !said
-            && hinted.is_none()
-            && let Some(until) = unsaid().filter(|at| *at > now)
-        {
-            return Refusal429::Rate { until };
-        }
-        if self.guess.refused(now) {
-            return Refusal429::Unrelated { news: false };
-        }
-        let known = !said && (self.requests.is_empty(now, 1.0) || self.tokens.is_empty(now, flight.cost));
-        if hinted.is_some() || known {
-            // it was the rate, and what is known of it did not foresee that, nor does it learn from this
-            self.requests.emptied(now);
-            self.tokens.emptied(now);
-        } else if !self.guess.is_rate(now, flight.others) {
-            return Refusal429::HiddenCap;
-        } else if self.guess.is_rare() {
-            return Refusal429::Unrelated { news: false };
-        }
-        if self.guess.cut(now, flight.sent) {
-            return Refusal429::Unrelated { news: true };
-        }
-        Refusal429::Rate { until: hinted.unwrap_or(now) }
-    }
-
-    /// Stops, at least until `until`; longer each time a probe fails.
-    fn stop(&mut self, now: MonoTime, ticket: Ticket, flight: &Flight, until: MonoTime) -> MonoTime {
-        // what left before the stop tells nothing that the probe, now out, will not tell better
-        if let State::Probing { ticket: probe, until } = self.state
-            && probe != ticket
-            && flight.sent < self.stopped
-            && now < until
-        {
-            return until;
-        }
-        // of those that left before the stop, the first was counted
-        if self.fails == 0 || flight.sent >= self.stopped {
-            self.fails = self.fails.saturating_add(1);
-        }
-        let hinted = until > now;
-        let doublings = self.fails.saturating_sub(1).min(10);
-        let base = if hinted { HINTED } else { PAUSE };
-        let own = (base * 2_u32.saturating_pow(doublings)).min(LONGEST_PAUSE);
-        let least = if hinted && doublings == 0 { now } else { now + own };
-        let mut until = until.max(least);
-        if let State::Stopped { until: before } = self.state {
-            until = until.max(before);
-        } else {
-            self.stopped = now;
-        }
-        self.state = State::Stopped { until };
-        until
-    }
 }
 
 fn amount(tokens: Tokens) -> f64 {
@@ -404,7 +375,7 @@ mod tests {
     }
 
     fn remaining(limit: f64, remaining: f64) -> RateLimits {
-        let requests = Reading { limit: Some(limit), remaining: Some(remaining), reset: None };
+        let requests = Reading { limit: Some(limit), remaining: Some(remaining), ..Reading::default() };
         RateLimits { requests, ..RateLimits::default() }
     }
 
@@ -620,7 +591,7 @@ mod tests {
     fn a_window_that_is_used_up_is_waited_out() {
         let mut p = Pacer::new(&PaceParams::default(), T);
         let reset = T + Duration::from_secs(23);
-        let requests = Reading { limit: Some(60.0), remaining: Some(0.0), reset: Some(reset) };
+        let requests = Reading { limit: Some(60.0), remaining: Some(0.0), reset: Some(reset), window: None };
         p.charge(T, Ticket(1), Tokens(1));
         p.seen(T, Ticket(1), &RateLimits { requests, ..RateLimits::default() });
         p.answered(T, Ticket(1));
@@ -637,7 +608,12 @@ mod tests {
     fn a_debt_that_a_large_request_leaves_is_no_window() {
         // 6,000 tokens a minute in a bucket of 1,000; what is larger passes when that is full
         let says = |remaining: f64, reset: u64| RateLimits {
-            tokens: Reading { limit: Some(6000.0), remaining: Some(remaining), reset: Some(T + ms(reset)) },
+            tokens: Reading {
+                limit: Some(6000.0),
+                remaining: Some(remaining),
+                reset: Some(T + ms(reset)),
+                window: None,
+            },
             ..RateLimits::default()
         };
         let mut p = Pacer::new(&PaceParams::default(), T);
@@ -657,7 +633,7 @@ mod tests {
     #[test]
     fn what_settling_brings_back_is_not_waited_for_by_a_large_request() {
         let says = |remaining: f64| RateLimits {
-            tokens: Reading { limit: Some(60_000.0), remaining: Some(remaining), reset: None },
+            tokens: Reading { limit: Some(60_000.0), remaining: Some(remaining), ..Reading::default() },
             ..RateLimits::default()
         };
         let mut p = Pacer::new(&PaceParams::default(), T);
@@ -679,6 +655,108 @@ mod tests {
         let Pace::At(at) = p.ready(now, Tokens(50_000)) else { panic!("{level} is not enough") };
         let (waited, full) = (at.since(now).as_secs_f64(), (20_000.0 - level) / 1000.0);
         assert!(waited < full + 1.0, "{waited} s where {full} s fill it");
+    }
+
+    /// An upstream that sells 600 a minute in a bucket of 20, asked as often as it may be; `says` may change what it tells
+    /// with its n-th answer. How many were taken in each of `minutes`.
+    fn sold(p: &mut Pacer, minutes: usize, says: impl Fn(u64, &mut RateLimits)) -> Vec<u64> {
+        let (mut now, mut level, mut n, mut taken) = (T, 20.0_f64, 0, vec![0; minutes]);
+        while let Some(of) = taken.get_mut(now.since(T).as_secs() as usize / 60) {
+            if let Pace::At(at) | Pace::Probing(at) = p.ready(now, Tokens(0)) {
+                level = (level + at.since(now).as_secs_f64() * 10.0).min(20.0);
+                now = at;
+                continue;
+            }
+            n += 1;
+            p.charge(now, Ticket(n), Tokens(0));
+            let passes = level >= 1.0;
+            level -= if passes { 1.0 } else { 0.25 };
+            let mut limits = remaining(600.0, level.max(0.0).floor());
+            limits.requests.reset = Some(now + Duration::from_secs_f64((20.0 - level) / 10.0));
+            says(n, &mut limits);
+            if passes {
+                p.seen(now, Ticket(n), &limits);
+                p.answered(now, Ticket(n));
+                p.settle(now, Ticket(n), None);
+                *of += 1;
+            } else {
+                p.refused(now, Ticket(n), &limits);
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn one_answer_that_lies_slows_nobody_for_long() {
+        let in_secs = |s| Some(T + Duration::from_secs(s));
+        let lies: [&dyn Fn(&mut RateLimits); 6] = [
+            &|l| l.requests.reset = in_secs(80_000),
+            &|l| l.requests.reset = in_secs(3000),
+            &|l| l.requests.limit = Some(1.0),
+            &|l| l.requests.limit = Some(1e9),
+            &|l| (l.requests.remaining, l.requests.reset) = (Some(0.0), in_secs(80_000)),
+            &|l| l.requests.remaining = Some(0.0),
+        ];
+        for (i, lie) in lies.iter().enumerate() {
+            let mut p = Pacer::new(&PaceParams::default(), T);
+            let taken = sold(&mut p, 5, |n, limits| {
+                if n == 50 {
+                    lie(limits);
+                }
+            });
+            assert!(taken[2..].iter().all(|n| *n >= 590), "{i}: {taken:?}");
+        }
+    }
+
+    #[test]
+    fn a_window_that_is_always_said_to_be_used_up_is_not_believed() {
+        let mut p = Pacer::new(&PaceParams::default(), T);
+        let taken = sold(&mut p, 10, |_, limits| {
+            limits.requests.remaining = Some(0.0);
+            limits.requests.reset = Some(T + Duration::from_secs(80_000));
+        });
+        // one tries after a minute; then what the estimate leaves, as if others took the rest
+        assert!(taken[0] == 1 && taken[2..].iter().all(|n| *n >= 15), "{taken:?}");
+    }
+
+    #[test]
+    fn what_others_took_is_forgotten_where_nothing_is_said_any_more() {
+        let mut p = Pacer::new(&PaceParams::default(), T);
+        // somebody takes nine in ten for ten minutes, then nobody does and nothing is said
+        let taken = sold(&mut p, 40, |n, limits| {
+            if n < 600 {
+                limits.requests.remaining = Some((n % 2) as f64);
+            } else {
+                limits.requests = Reading::default();
+            }
+        });
+        assert!(taken[39] >= 540, "{taken:?}");
+    }
+
+    #[test]
+    fn one_larger_than_the_limit_holds_up_nobody_for_long_and_leaves_no_mark() {
+        let says = |remaining: f64| RateLimits {
+            tokens: Reading { limit: Some(30_000.0), remaining: Some(remaining), ..Reading::default() },
+            ..RateLimits::default()
+        };
+        for size in [100_000, 20_000] {
+            let mut p = Pacer::new(&PaceParams::default(), T);
+            p.charge(T, Ticket(0), Tokens(0));
+            p.seen(T, Ticket(0), &says(30_000.0));
+            p.settle(T, Ticket(0), Some(Tokens(0)));
+            // one is on its way when the large one leaves, and answered after that was refused
+            p.charge(T, Ticket(1), Tokens(100));
+            assert_eq!(p.ready(T, Tokens(size)), Pace::Now);
+            p.charge(T, Ticket(2), Tokens(size));
+            let refused = p.refused(T + ms(20), Ticket(2), &says(29_900.0));
+            assert_eq!(size > 30_000, matches!(refused, Refusal429::Unrelated { .. }), "{refused:?}");
+            p.seen(T + ms(40), Ticket(1), &says(29_900.0));
+            p.answered(T + ms(40), Ticket(1));
+            let soon = p.ready(T + ms(40), Tokens(300));
+            assert!(soon == Pace::Now || size < 30_000 && soon == Pace::At(T + ms(1020)), "{size}: {soon:?}");
+            let left = p.status(T + ms(40)).tokens;
+            assert!(left.remaining.is_some_and(|r| r > 29_000.0) && left.others < 10.0, "{size}: {left:?}");
+        }
     }
 
     #[derive(Clone, Debug)]
@@ -704,6 +782,7 @@ mod tests {
                     limit: limit.filter(|l| *l > 0.0),
                     remaining,
                     reset: reset.map(|r| T + ms(r)),
+                    window: None,
                 })
         };
         (reading(), reading(), proptest::option::of(0..100_000_u64)).prop_map(|(requests, tokens, retry)| {
@@ -746,7 +825,9 @@ mod tests {
                         out.push(Ticket(next));
                         next += 1;
                     }
-                    Step::Seen(i, l) => p.seen(now, at(i, &out), &l),
+                    Step::Seen(i, l) => {
+                        p.seen(now, at(i, &out), &l);
+                    }
                     Step::Answered(i) => p.answered(now, at(i, &out)),
                     Step::Refused(i, l) => {
                         p.refused(now, at(i, &out), &l);

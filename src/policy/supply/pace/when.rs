@@ -16,7 +16,7 @@ use jiff::tz::Offset;
 
 use super::headers::{Fault, Faults};
 
-/// Nothing that a header says is believed beyond this: a day, in seconds.
+/// What a header says to be further away than this is not believed at all: a day, in seconds.
 pub(super) const LONGEST: f64 = 86_400.0;
 /// A plain number from here on is Unix time in seconds (2001), from the second on in milliseconds.
 const EPOCH_SECONDS: f64 = 1e9;
@@ -47,14 +47,14 @@ pub(super) fn seconds_until(text: &str, unix_now: f64, faults: &mut Faults) -> O
     }
     if let Some(n) = number(text) {
         return match n {
-            n if n < EPOCH_SECONDS => clamped(n, faults),
+            n if n < EPOCH_SECONDS => believed(n, faults),
             n if n < EPOCH_MILLIS => from_unix(n, unix_now, faults),
             n if n < EPOCH_END => from_unix(n / 1e3, unix_now, faults),
-            _ => clamped(n, faults),
+            _ => believed(n, faults),
         };
     }
     if let Some(n) = duration(text) {
-        return clamped(n, faults);
+        return believed(n, faults);
     }
     if let Some(at) = date(text) {
         return from_unix(at, unix_now, faults);
@@ -66,7 +66,7 @@ pub(super) fn seconds_until(text: &str, unix_now: f64, faults: &mut Faults) -> O
 /// A number of milliseconds, as `retry-after-ms` has it, in seconds.
 pub(super) fn milliseconds(text: &str, faults: &mut Faults) -> Option<f64> {
     match number(text) {
-        Some(n) => clamped(n / 1e3, faults),
+        Some(n) => believed(n / 1e3, faults),
         None => {
             faults.add(if text.starts_with('-') { Fault::Negative } else { Fault::Unreadable });
             None
@@ -74,11 +74,12 @@ pub(super) fn milliseconds(text: &str, faults: &mut Faults) -> Option<f64> {
     }
 }
 
-fn clamped(seconds: f64, faults: &mut Faults) -> Option<f64> {
+fn believed(seconds: f64, faults: &mut Faults) -> Option<f64> {
     if seconds > LONGEST {
         faults.add(Fault::TooLarge);
+        return None;
     }
-    Some(seconds.clamp(0.0, LONGEST))
+    Some(seconds.max(0.0))
 }
 
 fn from_unix(at: f64, unix_now: f64, faults: &mut Faults) -> Option<f64> {
@@ -90,7 +91,7 @@ fn from_unix(at: f64, unix_now: f64, faults: &mut Faults) -> Option<f64> {
     if left < -SKEW {
         faults.add(Fault::Past);
     }
-    clamped(left.max(0.0), faults)
+    believed(left.max(0.0), faults)
 }
 
 /// Go's `time.Duration`: numbers with units, one after the other.
@@ -194,10 +195,10 @@ mod tests {
             (".", None, Fault::Unreadable),
             ("soon", None, Fault::Unreadable),
             ("5 s", None, Fault::Unreadable),
-            ("999999999", Some(LONGEST), Fault::TooLarge),
-            ("99999999999999999999999", Some(LONGEST), Fault::TooLarge),
-            ("90000h", Some(LONGEST), Fault::TooLarge),
-            ("2999-01-01T00:00:00Z", Some(LONGEST), Fault::TooLarge),
+            ("999999999", None, Fault::TooLarge),
+            ("99999999999999999999999", None, Fault::TooLarge),
+            ("90000h", None, Fault::TooLarge),
+            ("2999-01-01T00:00:00Z", None, Fault::TooLarge),
             ("2001-01-01T00:00:00Z", Some(0.0), Fault::Past),
             ("1700000000", Some(0.0), Fault::Past),
             ("Sun, 06 Nov 1994 08:49:37 GMT", Some(0.0), Fault::Past),
