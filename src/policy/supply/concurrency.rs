@@ -7,7 +7,7 @@
 //! - refusals: 429 that no rate limit explains, 503, 529, timeouts. Where it is the higher levels that are refused, S
 //!   goes under what was in flight, and comes back to it ever more rarely.
 //!
-//! It grows only when it was reached, and only when responses made near it have been seen: ×1.5 before the first
+//! It grows only when it was reached, and only when responses made near it have been seen, if they tell anything: ×1.5 before the first
 //! congestion, then + max(1, √S / 2) per second. Where the knee is merely the least n seen, because the load never was
 //! lower, S is lowered for some seconds to look below it. Whole-response latency decides nothing where tokens are known:
 //! LLM answers differ a hundredfold in length under no load at all.
@@ -65,8 +65,9 @@ pub struct Concurrency {
     cause: Option<Cause>,
     reported: Option<u32>,
     peak: u32,
-    /// Answers that were no refusals.
+    /// Answers that were no refusals; how many of them there were at the last one that told of its pace.
     taken: u64,
+    told: u64,
 }
 
 /// Share of S that counts as reached.
@@ -108,6 +109,7 @@ impl Concurrency {
             reported: None,
             peak: 0,
             taken: 0,
+            told: 0,
         };
         law.reported = law.limit();
         law
@@ -128,6 +130,7 @@ impl Concurrency {
         if !self.learns() {
             return;
         }
+        self.told = self.taken;
         self.load.set(now, in_flight);
         if sample.stream && !self.heads_told {
             let n = self.load.mean(sample.last);
@@ -277,8 +280,15 @@ impl Concurrency {
         match known {
             Some(knee) if self.wants_look(now, &knee, waiting) => self.start_look(now, knee.least),
             Some(knee) => self.grow(now, knee.cap),
+            None if self.silent() => self.grow(now, f64::INFINITY),
             None => {}
         }
+    }
+
+    /// More were answered since the last that told of its pace than can be in flight: pictures, sound and what is encoded
+    /// tell nothing, and only refusals bound them.
+    fn silent(&self) -> bool {
+        (self.taken - self.told) as f64 > (2.0 * self.s).max(64.0)
     }
 
     /// Closes the window of first tokens; says whether nothing speaks against more.
@@ -294,7 +304,8 @@ impl Concurrency {
             self.wait.blame(now, &inside);
             self.shrink(inside.target().max(LEAST_LEFT * self.s.min(inside.n)), Cause::WaitingInside);
         }
-        let streams = self.shares[Kind::Stream as usize] >= 0.2 * self.shares.iter().sum::<f64>();
+        let streams =
+            self.shares[Kind::Stream as usize] > 0.2 * self.shares.iter().sum::<f64>() && !self.silent();
         let tried = |inside: Inside| inside.calm() && inside.n >= REACHED * self.s.floor() - 0.5;
         if speaks {
             return self.server.calm(now);

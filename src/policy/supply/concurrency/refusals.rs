@@ -1,8 +1,9 @@
 //! What refusals reveal: a cap nobody announced.
 //!
-//! Only where `levels` finds that it was too many. One second lowers S by a tenth under what was in flight, and to half at most, however many are refused in it: a burst
-//! of refusals is one event. What was refused becomes a ceiling, tried again after a minute, then after two,
-//! four and at most sixteen: each try costs somebody a refusal.
+//! Only where `levels` finds that it was too many; one alone never is. One second lowers S by a tenth under what was in
+//! flight, and to half at most, however many are refused in it: a burst of refusals is one event. What was refused becomes
+//! a ceiling, tried again after a minute, and, each time that try is refused, after two, four and at most sixteen: each
+//! costs somebody a refusal.
 
 use std::time::Duration;
 
@@ -39,6 +40,10 @@ impl Refusals {
     /// that was too much.
     pub(super) fn refused(&mut self, now: MonoTime, s: f64, level: u32) -> Option<f64> {
         let level = level.max(1);
+        // fewer cannot be sent
+        if level == 1 {
+            return None;
+        }
         match self.levels.refused(now, level) {
             Shows::Cap => {}
             Shows::News => {
@@ -56,10 +61,8 @@ impl Refusals {
         let at = (level - 1.0).max(1.0);
         let near = |c: &Ceiling| c.at <= at * 1.25;
         self.ceiling = Some(match self.ceiling {
-            // still the same burst, or a lower bound on what was known
-            Some(c) if now.since(c.until - c.patience) < Duration::from_secs(5) => {
-                Ceiling { at: c.at.min(at), ..c }
-            }
+            // no try was made since: a lower bound on what was known
+            Some(c) if now < c.until => Ceiling { at: c.at.min(at), ..c },
             Some(c) if near(&c) => {
                 let patience = (c.patience * 2).min(MOST_PATIENCE);
                 Ceiling { at: c.at.max(at), until: now + patience, patience }
