@@ -225,7 +225,9 @@ mod tests {
             outlook: None,
         };
         telemetry.decision("default", &decision);
-        telemetry.breaker("openai", Transition { from: BreakerState::Closed, to: BreakerState::Open });
+        let (from, to) = (BreakerState::Closed, BreakerState::Open);
+        let opened = Transition { from, to, in_a_row: 5, answers: 20, failures: 5, retry_at: None };
+        telemetry.breaker(clock.now(), "openai", opened);
         telemetry.connection_fault(ConnectionFault::HeaderTimeout);
         let began = clock.now();
         tokio::time::advance(Duration::from_secs(10)).await;

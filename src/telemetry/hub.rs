@@ -260,9 +260,18 @@ impl Telemetry {
     }
 
     /// Counts and logs a breaker's change of state.
-    pub fn breaker(&self, upstream: &str, t: Transition) {
+    pub fn breaker(&self, now: MonoTime, upstream: &str, t: Transition) {
         self.transition_counter(upstream, t.from, t.to, 1);
-        tracing::warn!(upstream, from = t.from.as_str(), to = t.to.as_str(), "circuit breaker");
+        tracing::warn!(
+            upstream,
+            from = t.from.as_str(),
+            to = t.to.as_str(),
+            failures_in_a_row = t.in_a_row,
+            window_answers = t.answers,
+            window_failures = t.failures,
+            retry_in_s = t.retry_at.map(|at| at.since(now).as_secs_f64()),
+            "circuit breaker"
+        );
     }
 
     /// Counts a fault of a client's connection.

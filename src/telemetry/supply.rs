@@ -19,7 +19,7 @@ impl Telemetry {
     pub fn supply<'n>(&self, now: MonoTime, report: &Report, name: impl Fn(EndpointId) -> &'n str) {
         let left = |until: &MonoTime| until.since(now).as_secs_f64();
         match report {
-            Report::Breaker(id, transition) => self.breaker(name(*id), *transition),
+            Report::Breaker(id, transition) => self.breaker(now, name(*id), *transition),
             Report::Limit(id, change) => tracing::info!(
                 upstream = name(*id),
                 from = change.from,

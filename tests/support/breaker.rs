@@ -5,6 +5,14 @@ use std::time::Duration;
 use tidegate::policy::supply::{BreakerParams, BreakerState, Transition, Verdict};
 use tidegate::policy::units::{MonoTime, Outcome, Ticket};
 
+/// The state left and the one entered.
+pub(crate) type Turn = (BreakerState, BreakerState);
+
+/// Of a report the part that is held against it.
+pub(crate) fn turn(transition: Option<Transition>) -> Option<Turn> {
+    transition.map(|t| (t.from, t.to))
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Closed,
@@ -47,14 +55,14 @@ impl PlainBreaker {
         matches!(self.verdict(now), Verdict::Pass | Verdict::Probe)
     }
 
-    pub(crate) fn start(&mut self, now: MonoTime, ticket: Ticket) -> (Verdict, Option<Transition>) {
+    pub(crate) fn start(&mut self, now: MonoTime, ticket: Ticket) -> (Verdict, Option<Turn>) {
         let verdict = self.verdict(now);
         let turned =
             if verdict == Verdict::Probe { self.become_(State::HalfOpen(Some(ticket))) } else { None };
         (verdict, turned)
     }
 
-    pub(crate) fn alive(&mut self, ticket: Ticket) -> Option<Transition> {
+    pub(crate) fn alive(&mut self, ticket: Ticket) -> Option<Turn> {
         if self.state == State::HalfOpen(Some(ticket)) { self.become_(State::Closed) } else { None }
     }
 
@@ -64,7 +72,7 @@ impl PlainBreaker {
         ticket: Ticket,
         generation: u32,
         outcome: Outcome,
-    ) -> Option<Transition> {
+    ) -> Option<Turn> {
         let failed = matches!(outcome, Outcome::Overload | Outcome::Failure);
         if self.state == State::HalfOpen(Some(ticket)) {
             return match outcome {
@@ -99,7 +107,7 @@ impl PlainBreaker {
             && f64::from(failures) >= self.params.failure_rate * f64::from(answers)
     }
 
-    fn become_(&mut self, next: State) -> Option<Transition> {
+    fn become_(&mut self, next: State) -> Option<Turn> {
         let from = self.state();
         self.state = next;
         let to = self.state();
@@ -108,6 +116,6 @@ impl PlainBreaker {
         }
         self.generation = self.generation.wrapping_add(1);
         self.answers.clear();
-        Some(Transition { from, to })
+        Some((from, to))
     }
 }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params, RetryCause};
 use tidegate::policy::predict::{self, Decision, Direction, PolicyKind, Reason};
-use tidegate::policy::supply::{self, BreakerState, Transition, Verdict};
+use tidegate::policy::supply::{self, BreakerState, Verdict};
 use tidegate::policy::units::{
     ModelId, MonoTime, Outcome, Place, Priority, Refusal, TenantId, Ticket, Tokens,
 };
 
-use super::breaker::PlainBreaker;
+use super::breaker::{PlainBreaker, Turn};
 use super::steps::Step;
 
 #[derive(Clone, Copy, Debug)]
@@ -70,9 +70,9 @@ pub(crate) struct World {
 /// What one event still has to bring.
 struct Expected {
     arriving: Option<(Ticket, Arrival)>,
-    transition: Option<Transition>,
+    transition: Option<Turn>,
     /// The breaker turned half-open for the admission that comes next.
-    probe: Option<Transition>,
+    probe: Option<Turn>,
     decision: Option<Decision>,
     /// Who asks for another try.
     again: Option<Ticket>,
@@ -290,7 +290,7 @@ impl World {
         expected
     }
 
-    fn ended(&mut self, ticket: Ticket, outcome: Outcome) -> Option<Transition> {
+    fn ended(&mut self, ticket: Ticket, outcome: Outcome) -> Option<Turn> {
         let flight = self.flights.get_mut(&ticket)?;
         if std::mem::replace(&mut flight.decided, true) {
             return None;
@@ -390,12 +390,13 @@ impl World {
                 | supply::Report::Unrelated { .. },
             ) => panic!("one endpoint without limits: {effect:?}"),
             Effect::Supply(supply::Report::Breaker(_, transition)) => {
-                let turns = Transition { from: BreakerState::Open, to: BreakerState::HalfOpen };
-                if expected.transition == Some(*transition) {
+                let half_open = (BreakerState::Open, BreakerState::HalfOpen);
+                let turned = (transition.from, transition.to);
+                if expected.transition == Some(turned) {
                     expected.transition = None;
                 } else {
-                    assert_eq!((*transition, expected.probe), (turns, None), "after {event:?}");
-                    expected.probe = Some(*transition);
+                    assert_eq!((turned, expected.probe), (half_open, None), "after {event:?}");
+                    expected.probe = Some(turned);
                 }
             }
         }

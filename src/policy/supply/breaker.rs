@@ -55,20 +55,26 @@ pub enum Verdict {
     Probing,
 }
 
-/// A change of state, to be counted and logged.
+/// A change of state, to be counted and logged, with what it was decided from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transition {
     /// The state left.
     pub from: BreakerState,
     /// The state entered.
     pub to: BreakerState,
+    /// Failures since the last success, those of probes included.
+    pub in_a_row: u32,
+    /// Answers within the window while it was closed last.
+    pub answers: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// When one request may try; `None` unless it opened.
+    pub retry_at: Option<MonoTime>,
 }
 
 #[derive(Clone, Debug)]
 enum State {
-    Closed {
-        in_a_row: u32,
-    },
+    Closed,
     Open {
         until: MonoTime,
     },
@@ -93,6 +99,8 @@ pub struct Breaker {
     params: BreakerParams,
     state: State,
     generation: u32,
+    /// Failures since the last success.
+    in_a_row: u32,
     slots: VecDeque<Slot>,
 }
 
@@ -102,14 +110,14 @@ impl Breaker {
     /// A closed breaker.
     #[must_use]
     pub fn new(params: BreakerParams) -> Self {
-        Self { params, state: State::Closed { in_a_row: 0 }, generation: 0, slots: VecDeque::new() }
+        Self { params, state: State::Closed, generation: 0, in_a_row: 0, slots: VecDeque::new() }
     }
 
     /// The state as of the last event; an open breaker whose time is over is still `Open` until asked.
     #[must_use]
     pub fn state(&self) -> BreakerState {
         match self.state {
-            State::Closed { .. } => BreakerState::Closed,
+            State::Closed => BreakerState::Closed,
             State::Open { .. } => BreakerState::Open,
             State::HalfOpen { .. } => BreakerState::HalfOpen,
         }
@@ -125,7 +133,7 @@ impl Breaker {
     #[must_use]
     pub fn peek(&self, now: MonoTime) -> Verdict {
         match self.state {
-            State::Closed { .. } => Verdict::Pass,
+            State::Closed => Verdict::Pass,
             State::Open { until } if now < until => Verdict::OpenUntil(until),
             State::Open { .. } | State::HalfOpen { probe: None, .. } => Verdict::Probe,
             State::HalfOpen { probe: Some(_), .. } => Verdict::Probing,
@@ -179,22 +187,25 @@ impl Breaker {
         match self.state {
             State::HalfOpen { probe, .. } if probe == Some(ticket) => match outcome {
                 Outcome::Success | Outcome::Refused => Some(self.close()),
-                Outcome::Overload | Outcome::Failure => Some(self.open(now)),
+                Outcome::Overload | Outcome::Failure => {
+                    self.in_a_row = self.in_a_row.saturating_add(1);
+                    Some(self.open(now))
+                }
                 Outcome::Ignore => {
                     self.state = State::HalfOpen { probe: None, since: now };
                     None
                 }
             },
-            State::Closed { in_a_row } if generation == self.generation => {
+            State::Closed if generation == self.generation => {
                 let failed = match outcome {
                     Outcome::Success => false,
                     Outcome::Overload | Outcome::Failure => true,
                     Outcome::Refused | Outcome::Ignore => return None,
                 };
                 self.count(now, failed);
-                let in_a_row = if failed { in_a_row.saturating_add(1) } else { 0 };
-                self.state = State::Closed { in_a_row };
-                (failed && (in_a_row >= self.params.failures || self.rate_exceeded())).then(|| self.open(now))
+                self.in_a_row = if failed { self.in_a_row.saturating_add(1) } else { 0 };
+                (failed && (self.in_a_row >= self.params.failures || self.rate_exceeded()))
+                    .then(|| self.open(now))
             }
             _ => None,
         }
@@ -216,14 +227,18 @@ impl Breaker {
 
     fn close(&mut self) -> Transition {
         let from = self.state();
-        self.state = State::Closed { in_a_row: 0 };
+        self.state = State::Closed;
+        let turned = self.turned(from);
+        self.in_a_row = 0;
         self.slots.clear();
-        self.turned(from)
+        turned
     }
 
     fn turned(&mut self, from: BreakerState) -> Transition {
         self.generation = self.generation.wrapping_add(1);
-        Transition { from, to: self.state() }
+        let (answers, failures) = self.window();
+        let (to, retry_at) = (self.state(), self.open_until());
+        Transition { from, to, in_a_row: self.in_a_row, answers, failures, retry_at }
     }
 
     fn count(&mut self, now: MonoTime, failed: bool) {
@@ -241,11 +256,14 @@ impl Breaker {
         }
     }
 
+    /// Answers in the window as of the last one, and how many of them failed.
+    fn window(&self) -> (u64, u64) {
+        let add = |(a, f): (u64, u64), s: &Slot| (a + u64::from(s.answers), f + u64::from(s.failures));
+        self.slots.iter().fold((0, 0), add)
+    }
+
     fn rate_exceeded(&self) -> bool {
-        let (answers, failures) = self
-            .slots
-            .iter()
-            .fold((0_u64, 0_u64), |(a, f), s| (a + u64::from(s.answers), f + u64::from(s.failures)));
+        let (answers, failures) = self.window();
         answers >= u64::from(self.params.min_samples)
             && failures as f64 >= self.params.failure_rate * answers as f64
     }
@@ -276,9 +294,32 @@ mod tests {
         }
         assert_eq!(
             fail(&mut b, t, 9),
-            Some(Transition { from: BreakerState::Closed, to: BreakerState::Open })
+            Some(Transition {
+                from: BreakerState::Closed,
+                to: BreakerState::Open,
+                in_a_row: 5,
+                answers: 10,
+                failures: 9,
+                retry_at: Some(MonoTime::from_secs(31)),
+            })
         );
         assert_eq!(b.peek(t), Verdict::OpenUntil(MonoTime::from_secs(31)));
+    }
+
+    #[test]
+    fn a_probe_that_fails_is_one_more_failure_and_one_that_does_not_ends_the_row() {
+        let (mut b, at) = (breaker(), MonoTime::from_secs);
+        for n in 0..5 {
+            fail(&mut b, at(0), n);
+        }
+        let (_, half) = b.start(at(30), Ticket(5));
+        assert_eq!(half.map(|t| (t.to, t.in_a_row, t.retry_at)), Some((BreakerState::HalfOpen, 5, None)));
+        let again = fail(&mut b, at(31), 5).unwrap();
+        assert_eq!((again.in_a_row, again.failures, again.retry_at), (6, 5, Some(at(61))));
+        b.start(at(61), Ticket(6));
+        let closed = b.alive(Ticket(6)).unwrap();
+        assert_eq!((closed.to, closed.in_a_row, closed.retry_at), (BreakerState::Closed, 6, None));
+        assert_eq!(fail(&mut b, at(62), 7), None, "the row began anew");
     }
 
     #[test]
