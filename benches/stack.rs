@@ -64,7 +64,7 @@ fn proxied(tasks: &TaskTracker, access_log: AccessLog) -> DuplexStream {
         worker: 0,
         params: proxy::Params::default(),
         routes: Arc::new(Routes::single(
-            Group::new("default", Gate::new(params, clock, |_| {}), vec![upstream]),
+            Group::new("default", Gate::new(params, clock, |_, _| {}), vec![upstream]),
             RetryParams::default(),
         )),
         memory: Memory::new(1 << 30),

@@ -7,8 +7,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::policy::engine;
 use crate::policy::supply::{self, Member, Routing};
-use crate::policy::units::{EndpointId, MonoTime};
-use crate::proxy::{Gate, Group, Report, Routes};
+use crate::policy::units::{EndpointId, ModelId, MonoTime};
+use crate::proxy::{Costs, Gate, Group, Report, Routes};
 use crate::telemetry::{GateStatus, Telemetry, UpstreamStatus};
 use crate::upstream::Upstream;
 
@@ -78,9 +78,9 @@ fn group(
 ) -> Group {
     let names: Vec<Arc<str>> = endpoints.iter().map(|endpoint| endpoint.name().clone()).collect();
     let (told, group) = (telemetry.clone(), name.clone());
-    let gate = Gate::new(params, clock, move |report| {
+    let gate = Gate::new(params, clock, move |costs, report| {
         heard(&group, &report);
-        tell(&told, clock.now(), &group, &names, &report);
+        tell(&told, clock.now(), &group, &names, costs, &report);
     });
     let estimating = gate.clone();
     telemetry.observe_estimates(name, move || estimating.costs().errors());
@@ -89,13 +89,21 @@ fn group(
     Group::new(name.clone(), gate, endpoints)
 }
 
-fn tell(telemetry: &Telemetry, now: MonoTime, group: &str, names: &[Arc<str>], report: &Report) {
+fn tell(
+    telemetry: &Telemetry,
+    now: MonoTime,
+    group: &str,
+    names: &[Arc<str>],
+    costs: &Costs,
+    report: &Report,
+) {
     let name = |id: EndpointId| names.get(usize::from(id.0)).map_or("", |name| &**name);
+    let model = |id: ModelId| costs.model(id).unwrap_or_else(|| "other".to_owned());
     match report {
         Report::Decided(decision) => telemetry.decision(group, decision),
         Report::Resized { from, to, reason } => telemetry.resized(group, *from, *to, *reason),
         Report::Requeued(cause) => telemetry.requeued(group, *cause),
-        Report::Supply(report) => telemetry.supply(now, report, name),
+        Report::Supply(report) => telemetry.supply(now, report, name, model),
     }
 }
 

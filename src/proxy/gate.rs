@@ -52,6 +52,7 @@ pub use permit::{Pending, Permit};
 
 type Verdict = Result<Permit, Refused>;
 
+type Observer = Box<dyn Fn(&Costs, Report) + Send + Sync>;
 type Watcher = Box<dyn Fn(MonoTime, &Effect) + Send + Sync>;
 
 /// The engine, its lock, and those who wait for it.
@@ -60,7 +61,7 @@ pub struct Gate {
     clock: Clock,
     timer: Notify,
     costs: Costs,
-    observer: Box<dyn Fn(Report) + Send + Sync>,
+    observer: Observer,
     watcher: OnceLock<Watcher>,
 }
 
@@ -83,8 +84,13 @@ struct After {
 }
 
 impl Gate {
-    /// A gate around a new engine. `observer` hears of decisions and of the breaker, outside the lock.
-    pub fn new(params: Params, clock: Clock, observer: impl Fn(Report) + Send + Sync + 'static) -> Arc<Self> {
+    /// A gate around a new engine. `observer` hears of decisions and of the breaker, outside the lock; the costs
+    /// know the models' names.
+    pub fn new(
+        params: Params,
+        clock: Clock,
+        observer: impl Fn(&Costs, Report) + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::new(Inner {
                 engine: Engine::new(params, clock.now()),
@@ -317,7 +323,7 @@ impl Gate {
             self.timer.notify_one();
         }
         for report in after.reports {
-            (self.observer)(report);
+            (self.observer)(&self.costs, report);
         }
     }
 }
@@ -356,7 +362,7 @@ mod tests {
         let clock = Clock::start();
         let mut params = Params { scaling: predict::Params::of(PolicyKind::Fixed), ..Params::default() };
         params.scaling.max_permits = 1;
-        let gate = Gate::new(params, clock, |_| {});
+        let gate = Gate::new(params, clock, |_, _| {});
         let arrival = |by: Option<u64>| Arrival {
             kind: Kind::Queued,
             tenant: TenantId(1),

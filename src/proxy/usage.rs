@@ -51,6 +51,12 @@ impl Costs {
         self.lock().1.observe(expected.model, expected.ask, expected.estimate, usage);
     }
 
+    /// The model that goes by this number; `None`: it is shared by all that have none of their own.
+    #[must_use]
+    pub fn model(&self, id: ModelId) -> Option<String> {
+        self.lock().0.name(id).map(str::to_owned)
+    }
+
     /// How far the estimates were off of late.
     #[must_use]
     pub fn errors(&self) -> EstimateErrors {

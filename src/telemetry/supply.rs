@@ -2,7 +2,7 @@
 
 use crate::policy::engine::RetryCause;
 use crate::policy::supply::Report;
-use crate::policy::units::{EndpointId, MonoTime};
+use crate::policy::units::{EndpointId, ModelId, MonoTime, Place};
 use crate::telemetry::Telemetry;
 
 /// All causes, shown at 0 from the start.
@@ -15,9 +15,17 @@ impl Telemetry {
         self.retry_counter(group, cause, 1);
     }
 
-    /// Counts and logs what a group's endpoints report; `name` knows their names.
-    pub fn supply<'n>(&self, now: MonoTime, report: &Report, name: impl Fn(EndpointId) -> &'n str) {
+    /// Counts and logs what a group's endpoints report; `name` and `model` know the names. Keys count from 1, as they
+    /// do in the configuration's faults.
+    pub fn supply<'n>(
+        &self,
+        now: MonoTime,
+        report: &Report,
+        name: impl Fn(EndpointId) -> &'n str,
+        model: impl Fn(ModelId) -> String,
+    ) {
         let left = |until: &MonoTime| until.since(now).as_secs_f64();
+        let key = |place: &Place| u32::from(place.key.0) + 1;
         match report {
             Report::Breaker(id, transition) => self.breaker(now, name(*id), *transition),
             Report::Limit(id, change) => tracing::info!(
@@ -28,37 +36,61 @@ impl Telemetry {
                 inputs = ?change.inputs,
                 "learned limit"
             ),
-            Report::Stopped { place, model, until, in_flight } => tracing::warn!(
+            Report::Stopped { place, model: of, until, said_by, known, in_flight } => tracing::warn!(
                 upstream = name(place.endpoint),
-                key = place.key.0,
-                model = model.0,
+                key = key(place),
+                model = model(*of),
                 seconds = left(until),
+                said_by = said_by.as_str(),
+                requests_per_minute = known.requests.limit,
+                requests_remaining = known.requests.remaining,
+                tokens_per_minute = known.tokens.limit,
+                tokens_remaining = known.tokens.remaining,
+                searched_per_minute = known.searched,
                 in_flight,
                 "the upstream refused: this rate stands still"
+            ),
+            Report::GoesOn { place, model: of } => tracing::info!(
+                upstream = name(place.endpoint),
+                key = key(place),
+                model = model(*of),
+                "this rate goes on"
             ),
             Report::HiddenCap { endpoint, in_flight } => tracing::warn!(
                 upstream = name(*endpoint),
                 in_flight,
                 "the upstream refused with its rates unused: it takes fewer at once"
             ),
-            Report::Unrelated { place, model } => tracing::warn!(
+            Report::Unrelated { place, model: of } => tracing::warn!(
                 upstream = name(place.endpoint),
-                key = place.key.0,
-                model = model.0,
+                key = key(place),
+                model = model(*of),
                 "the upstream refuses a share of this, however little it is sent: only what it refuses waits"
             ),
             Report::KeyRests { place, until } => tracing::warn!(
                 upstream = name(place.endpoint),
-                key = place.key.0,
+                key = key(place),
                 seconds = left(until),
                 "a key was refused and rests"
             ),
-            Report::Ejected { endpoint, factor, until } => tracing::warn!(
+            Report::KeyIsBack { place } => tracing::info!(
+                upstream = name(place.endpoint),
+                key = key(place),
+                "a key that was refused has rested and is used again"
+            ),
+            Report::Ejected { endpoint, factor, paces, until } => tracing::warn!(
                 upstream = name(*endpoint),
                 factor,
+                first_token_s = paces.first,
+                first_token_of_peers_s = paces.first_of_peers,
+                per_token_s = paces.token,
+                per_token_of_peers_s = paces.token_of_peers,
                 seconds = left(until),
                 "far slower than its peers: the upstream rests"
             ),
+            Report::IsBack { endpoint } => {
+                tracing::info!(upstream = name(*endpoint), "has rested, and is used again");
+            }
         }
     }
 }

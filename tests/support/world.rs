@@ -383,6 +383,9 @@ impl World {
             }
             Effect::Supply(
                 supply::Report::KeyRests { .. }
+                | supply::Report::KeyIsBack { .. }
+                | supply::Report::IsBack { .. }
+                | supply::Report::GoesOn { .. }
                 | supply::Report::Ejected { .. }
                 | supply::Report::Limit(..)
                 | supply::Report::Stopped { .. }

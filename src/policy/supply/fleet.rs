@@ -20,7 +20,7 @@ mod terms;
 use std::time::Duration;
 
 pub use endpoint::Status as EndpointStatus;
-pub use terms::{Attempt, Choice, Hold, Report, Want};
+pub use terms::{Attempt, Choice, Hold, Paces, Report, SaidBy, Want};
 
 use crate::policy::supply::pace::{RateLimits, Refusal429};
 use crate::policy::supply::{BreakerState, Member, Params, ServerLoad, Transition, Verdict};
@@ -191,11 +191,15 @@ impl Fleet {
         let in_flight = endpoint.in_flight;
         let Some(pacer) = endpoint.pacer(attempt) else { return };
         let (place, model) = (attempt.place, attempt.model);
-        let stood = pacer.stopped_until(now).is_some();
+        let (stood, known) = (pacer.stopped_until(now).is_some(), pacer.status(now));
         match pacer.refused(now, attempt.ticket, limits) {
             // of a burst that is refused only the first is news
             Refusal429::Rate { .. } if stood => {}
-            Refusal429::Rate { until } => reports.push(Report::Stopped { place, model, until, in_flight }),
+            Refusal429::Rate { until } => {
+                let said_by = SaidBy::of(limits, until);
+                reports.push(Report::Stopped { place, model, until, said_by, known, in_flight });
+                endpoint.stopped(attempt);
+            }
             Refusal429::HiddenCap => {
                 if endpoint.law.refused(now, attempt.level) {
                     reports.push(Report::HiddenCap { endpoint: place.endpoint, in_flight: attempt.level });
@@ -303,8 +307,9 @@ impl Fleet {
     /// Some time has passed; every whole second the laws learn from it. `waiting`: requests wait.
     pub fn tick(&mut self, now: MonoTime, waiting: bool, reports: &mut Vec<Report>) {
         if now.since(self.second) >= Duration::from_secs(1) {
-            self.second = now;
+            let before = std::mem::replace(&mut self.second, now);
             for (i, endpoint) in self.endpoints.iter_mut().enumerate() {
+                endpoint.tell_what_is_over(endpoint_id(i), before, now, reports);
                 let change = endpoint.second(now, waiting);
                 reports.extend(change.map(|c| Report::Limit(endpoint_id(i), c)));
             }
@@ -358,3 +363,6 @@ pub(super) fn mix(seed: u64, n: u64) -> u64 {
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+#[cfg(test)]
+mod tests;

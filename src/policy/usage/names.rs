@@ -40,6 +40,12 @@ impl Names {
             _ => Self::OTHER,
         }
     }
+
+    /// The name that has this number; `None` for the shared one. Looks through all of them: for the log.
+    #[must_use]
+    pub fn name(&self, id: ModelId) -> Option<&str> {
+        self.0.iter().find(|(_, known)| **known == id).map(|(name, _)| &**name)
+    }
 }
 
 #[cfg(test)]
@@ -56,6 +62,7 @@ mod tests {
         assert_eq!(names.number("a"), ModelId(0));
         assert_eq!(names.number("m252"), ModelId(255));
         assert_eq!(names.number("m253"), Names::OTHER);
+        assert_eq!((names.name(ModelId(1)), names.name(Names::OTHER)), (Some("b"), None));
         assert_eq!(names.0.len(), MODELS);
     }
 }

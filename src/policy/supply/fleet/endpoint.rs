@@ -1,13 +1,13 @@
 //! One endpoint: its breaker, its keys, its load, and how it does beside its peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::policy::supply::concurrency::{Change, Concurrency, Learning};
-use crate::policy::supply::fleet::{Attempt, Hold, Want};
+use crate::policy::supply::fleet::{Attempt, Hold, Report, Want};
 use crate::policy::supply::pace::{Pace, PaceParams, Pacer};
 use crate::policy::supply::{Breaker, BreakerState, ConcurrencyMode, Member, Params, Transition, Verdict};
-use crate::policy::units::{KeyId, ModelId, MonoTime, Sample, TenantId, Tokens};
+use crate::policy::units::{EndpointId, KeyId, ModelId, MonoTime, Place, Sample, TenantId, Tokens};
 
 /// How long a key that was refused rests: long enough not to be a nuisance, short enough for a mended one.
 const KEY_REST: Duration = Duration::from_secs(60);
@@ -71,6 +71,8 @@ pub(super) struct Endpoint {
     pub(super) law: Concurrency,
     pace_params: PaceParams,
     pacers: BTreeMap<Line, (Pacer, MonoTime)>,
+    /// Lines whose stop was told and whose end was not yet.
+    stopped: BTreeSet<Line>,
     unhealthy: bool,
     /// When each key's rest is over.
     keys: Vec<MonoTime>,
@@ -107,6 +109,7 @@ impl Endpoint {
                 buffer: e.rate_limit_buffer,
             },
             pacers: BTreeMap::new(),
+            stopped: BTreeSet::new(),
             unhealthy: false,
             keys: vec![MonoTime::ZERO; usize::from(member.keys.max(1))],
             next_key: 0,
@@ -185,6 +188,37 @@ impl Endpoint {
         }
         let line = self.line(attempt.place.key, attempt.tenant, attempt.model);
         self.pacers.get_mut(&line).map(|(pacer, _)| pacer)
+    }
+
+    /// The attempt's rate was stopped, and that was told.
+    pub(super) fn stopped(&mut self, attempt: &Attempt) {
+        self.stopped.insert(self.line(attempt.place.key, attempt.tenant, attempt.model));
+    }
+
+    /// Tells of rests and stops that were told of and have ended since `before`.
+    pub(super) fn tell_what_is_over(
+        &mut self,
+        endpoint: EndpointId,
+        before: MonoTime,
+        now: MonoTime,
+        reports: &mut Vec<Report>,
+    ) {
+        let ended = |until: MonoTime| before < until && until <= now;
+        if ended(self.ejected_until) {
+            reports.push(Report::IsBack { endpoint });
+        }
+        for (key, _) in (0..).zip(&self.keys).filter(|(_, until)| ended(**until)) {
+            reports.push(Report::KeyIsBack { place: Place { endpoint, key: KeyId(key) } });
+        }
+        let pacers = &self.pacers;
+        self.stopped.retain(|line| {
+            let stands = pacers.get(line).is_some_and(|(pacer, _)| !pacer.is_open());
+            if !stands {
+                let (key, _, model) = *line;
+                reports.push(Report::GoesOn { place: Place { endpoint, key }, model });
+            }
+            stands
+        });
     }
 
     fn charge(&mut self, now: MonoTime, want: &Want, key: KeyId) {

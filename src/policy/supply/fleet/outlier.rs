@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::policy::supply::fleet::endpoint::Endpoint;
-use crate::policy::supply::fleet::{Report, endpoint_id};
+use crate::policy::supply::fleet::{Paces, Report, endpoint_id};
 use crate::policy::units::MonoTime;
 
 /// How often the endpoints are compared.
@@ -37,9 +37,15 @@ pub(super) fn eject(
                 let others = tier.iter().filter(|o| **o != i).map(|o| &endpoints[*o]);
                 median(others.filter(|o| o.pace.samples >= SAMPLES && !o.ejected(now)).map(of).collect())
             };
+            let paces = Paces {
+                first: e.pace.first,
+                first_of_peers: peers(|o| o.pace.first),
+                token: e.pace.token,
+                token_of_peers: peers(|o| o.pace.token),
+            };
             let slower = |own: f64, others: Option<f64>| others.filter(|o| *o > 0.0).map_or(0.0, |o| own / o);
-            let factor = slower(e.pace.first, peers(|o| o.pace.first))
-                .max(slower(e.pace.token, peers(|o| o.pace.token)));
+            let factor =
+                slower(paces.first, paces.first_of_peers).max(slower(paces.token, paces.token_of_peers));
             let e = &mut endpoints[i];
             if factor >= FACTOR {
                 e.ejections = (e.ejections + 1).min(LONGEST);
@@ -48,7 +54,7 @@ pub(super) fn eject(
                 e.comes_back(until);
                 e.ejected_until = until;
                 resting += 1;
-                reports.push(Report::Ejected { endpoint: endpoint_id(i), factor, until });
+                reports.push(Report::Ejected { endpoint: endpoint_id(i), factor, paces, until });
             } else {
                 e.ejections = 0;
             }

@@ -2,6 +2,7 @@
 
 use crate::policy::supply::Transition;
 use crate::policy::supply::concurrency::Change;
+use crate::policy::supply::pace::{PacerStatus, RateLimits};
 use crate::policy::units::{EndpointId, ModelId, MonoTime, Place, TenantId, Ticket, Tokens};
 
 /// What a request wants of an endpoint.
@@ -102,8 +103,19 @@ pub enum Report {
         model: ModelId,
         /// Until when.
         until: MonoTime,
+        /// Who says so.
+        said_by: SaidBy,
+        /// What was known of the rate before.
+        known: PacerStatus,
         /// Attempts in flight there.
         in_flight: u32,
+    },
+    /// What was stopped goes on.
+    GoesOn {
+        /// Where.
+        place: Place,
+        /// Of what.
+        model: ModelId,
     },
     /// The upstream refused although no rate was used up: it takes fewer at once than it was given.
     HiddenCap {
@@ -126,13 +138,72 @@ pub enum Report {
         /// Until when.
         until: MonoTime,
     },
+    /// A key has rested.
+    KeyIsBack {
+        /// Whose.
+        place: Place,
+    },
     /// An endpoint is far slower than its peers: it rests.
     Ejected {
         /// Which.
         endpoint: EndpointId,
         /// How many times slower.
         factor: f64,
+        /// What was compared.
+        paces: Paces,
         /// Until when.
         until: MonoTime,
     },
+    /// An endpoint that was far slower has rested.
+    IsBack {
+        /// Which.
+        endpoint: EndpointId,
+    },
+}
+
+/// Where the end of a stop comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaidBy {
+    /// The refusal's `retry-after`.
+    RetryAfter,
+    /// What its headers say of the limits.
+    Limits,
+    /// Nobody: it is longer with each refusal in a row.
+    Nobody,
+}
+
+impl SaidBy {
+    /// Who named `until`, of an answer with these headers.
+    pub(super) fn of(limits: &RateLimits, until: MonoTime) -> Self {
+        if limits.retry_at == Some(until) {
+            Self::RetryAfter
+        } else if limits.requests.is_empty() && limits.tokens.is_empty() {
+            Self::Nobody
+        } else {
+            Self::Limits
+        }
+    }
+
+    /// The word for logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RetryAfter => "retry_after",
+            Self::Limits => "limit_headers",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
+/// What outliers are found by: an endpoint's own pace, and the median of its peers'.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Paces {
+    /// Seconds to the first token.
+    pub first: f64,
+    /// The peers'; `None` while too little is known of them.
+    pub first_of_peers: Option<f64>,
+    /// Seconds per token after it.
+    pub token: f64,
+    /// The peers'.
+    pub token_of_peers: Option<f64>,
 }

@@ -323,6 +323,12 @@ impl Pacer {
         }
     }
 
+    /// No stop is in force, and none is being tried.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
     /// How it stands.
     #[must_use]
     pub fn status(&self, now: MonoTime) -> PacerStatus {
