@@ -119,6 +119,7 @@ fn status(group: &Arc<str>, gate: &Gate, upstreams: &[Arc<Upstream>]) -> GateSta
             requests_remaining: e.requests_remaining,
             tokens_remaining: e.tokens_remaining,
             rates_stopped: e.stopped,
+            unhealthy: e.unhealthy,
             ejected: e.ejected,
             keys_resting: e.keys_resting,
             connections_idle: idle,

@@ -70,6 +70,8 @@ pub struct UpstreamStatus {
     pub tokens_remaining: Option<f64>,
     /// Rates that it has stopped.
     pub rates_stopped: usize,
+    /// Whether its last active checks failed.
+    pub unhealthy: bool,
     /// Whether it rests because it was far slower than its peers.
     pub ejected: bool,
     /// Keys of it that rest.
@@ -157,6 +159,7 @@ pub(super) struct GateCollector {
     upstream_limit: Family,
     remaining: Family,
     rates_stopped: Family,
+    unhealthy: Family,
     ejected: Family,
     keys_resting: Family,
     connections: Family,
@@ -234,9 +237,16 @@ impl GateCollector {
                 "Rates, of one key and model each, that stand still after a 429 of the upstream, from the gate.",
                 &["upstream"],
             )?,
+            unhealthy: Family::gauge(
+                "tidegate_upstream_unhealthy",
+                "1 while the upstream's active check fails (check_path), from the gate: it is used only where \
+                 nothing else is left.",
+                &["upstream"],
+            )?,
             ejected: Family::gauge(
                 "tidegate_upstream_ejected",
-                "1 while the upstream rests because it was far slower than its peers, from the gate.",
+                "1 while the upstream rests because it was far slower than its peers, from the gate: it is used \
+                 only where nothing else is left.",
                 &["upstream"],
             )?,
             keys_resting: Family::gauge(
@@ -292,6 +302,7 @@ impl Collector for GateCollector {
             &self.upstream_limit,
             &self.remaining,
             &self.rates_stopped,
+            &self.unhealthy,
             &self.ejected,
             &self.keys_resting,
             &self.connections,
@@ -317,6 +328,7 @@ impl Collector for GateCollector {
         let mut connect_time = Vec::new();
         let (mut limits, mut remaining, mut stopped) = (vec![], vec![], vec![]);
         let (mut budget, mut at_upstream, mut ejected, mut resting) = (vec![], vec![], vec![], vec![]);
+        let mut unhealthy = Vec::new();
         for s in &all {
             for (priority, n) in Priority::ALL.into_iter().zip(s.queued) {
                 queue.push(self.queue_requests.value(&[&s.group, priority.as_str()], n as f64));
@@ -344,6 +356,7 @@ impl Collector for GateCollector {
                 remaining.extend(left.map(|n| self.remaining.value(&[&u.name, kind], n)));
             }
             stopped.push(self.rates_stopped.value(&[&u.name], u.rates_stopped as f64));
+            unhealthy.push(self.unhealthy.value(&[&u.name], f64::from(u8::from(u.unhealthy))));
             ejected.push(self.ejected.value(&[&u.name], f64::from(u8::from(u.ejected))));
             resting.push(self.keys_resting.value(&[&u.name], u.keys_resting as f64));
             for (state, n) in [("idle", u.connections_idle), ("active", u.connections_active)] {
@@ -372,6 +385,7 @@ impl Collector for GateCollector {
             self.upstream_limit.with(limits),
             self.remaining.with(remaining),
             self.rates_stopped.with(stopped),
+            self.unhealthy.with(unhealthy),
             self.ejected.with(ejected),
             self.keys_resting.with(resting),
             self.connections.with(connections),
@@ -418,6 +432,7 @@ pub(super) mod tests {
             requests_remaining: Some(599.0),
             tokens_remaining: None,
             rates_stopped: 0,
+            unhealthy: true,
             ejected: false,
             keys_resting: 1,
             connections_idle: 8,
@@ -468,6 +483,8 @@ pub(super) mod tests {
         assert!(text.contains("tidegate_upstream_in_flight{upstream=\"openai\"} 5\n"));
         assert!(text.contains("tidegate_upstream_limit{upstream=\"openai\"} 64\n"));
         assert!(text.contains("ratelimit_remaining{upstream=\"openai\",kind=\"requests\"} 599\n"));
+        assert!(text.contains("tidegate_upstream_unhealthy{upstream=\"openai\"} 1\n"));
+        assert!(text.contains("tidegate_upstream_ejected{upstream=\"openai\"} 0\n"));
         assert!(text.contains("tidegate_upstream_keys_resting{upstream=\"openai\"} 1\n"));
         assert!(text.contains("tidegate_retry_budget_tokens{group=\"second\"} 500\n"));
         assert!(text.contains("connects_total{upstream=\"openai\",reason=\"refresh\"} 0\n"));

@@ -17,14 +17,14 @@ async fn an_upstream_that_fails_its_check_twice_gets_nothing_until_it_passes() {
         assert_eq!((call.request.head.method(), call.request.head.target()), ("GET", "/health"));
         call.answer(503, &[], b"loading").await;
     }
-    proxy.until("tidegate_upstream_ejected", "upstream=\"up\"", |n| n == 1.0).await;
+    proxy.until("tidegate_upstream_unhealthy", "upstream=\"up\"", |n| n == 1.0).await;
     for _ in 0..8 {
         let mut client = proxy.chat(&[]).await;
         well.next().await.answer(200, &[], b"ok").await;
         assert_eq!(client.response().await.get("x-tidegate-upstream"), Some("well"));
     }
     sick.next().await.answer(204, &[], b"").await;
-    proxy.until("tidegate_upstream_ejected", "upstream=\"up\"", |n| n == 0.0).await;
+    proxy.until("tidegate_upstream_unhealthy", "upstream=\"up\"", |n| n == 0.0).await;
     // both are loaded alike now: with the one held, the next goes to the other
     let (_first, _second) = (proxy.chat(&[]).await, proxy.chat(&[]).await);
     let seen = loop {

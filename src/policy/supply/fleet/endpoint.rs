@@ -334,7 +334,7 @@ impl Endpoint {
             tokens_remaining: least(self.pacers.values().map(|(p, _)| p.status(now).tokens.remaining)),
             stopped: self.pacers.values().filter(|(p, _)| p.stopped_until(now).is_some()).count(),
             unhealthy: self.unhealthy,
-            ejected: self.ejected(now),
+            ejected: now < self.ejected_until,
             keys_resting: self.keys.iter().filter(|until| **until > now).count(),
         }
     }

@@ -53,9 +53,18 @@ fn of_an_outlier_it_is_told_what_was_compared_and_when_it_is_back() {
     close(paces.first_of_peers.unwrap(), 0.1);
     close(paces.token, 0.1);
     close(paces.token_of_peers.unwrap(), 0.1);
+    assert!(fleet.status(AT(5))[1].ejected && !fleet.status(AT(5))[1].unhealthy);
     assert_eq!(told(&mut fleet, AT(34)), []);
     assert_eq!(told(&mut fleet, AT(36)), [Report::IsBack { endpoint: EndpointId(1) }]);
     assert_eq!(told(&mut fleet, AT(37)), []);
+}
+
+#[test]
+fn a_failing_check_is_not_the_slowness_of_an_outlier() {
+    let mut fleet = fleet(2);
+    fleet.checked(AT(0), EndpointId(0), false);
+    let status = fleet.status(AT(0));
+    assert!(status[0].unhealthy && !status[0].ejected);
 }
 
 #[test]
