@@ -13,7 +13,7 @@ use hyper::StatusCode;
 use tower::Service;
 
 use crate::policy::units::Outcome;
-use crate::proxy::exchange::Attempt;
+use crate::proxy::exchange::{Attempt, Exchange};
 use crate::proxy::forward::{Answer, Unanswered};
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Shared, limits};
@@ -54,9 +54,14 @@ where
         let attempt = self.inner.call(request);
         let shared = self.shared.clone();
         Box::pin(async move {
+            let count = |exchange: &Exchange, status| {
+                let upstream = exchange.record.upstream.as_deref().unwrap_or_default();
+                shared.parts.telemetry.answered(upstream, status);
+            };
             match attempt.await {
                 Ok(mut answer) => {
                     let status = answer.head.status;
+                    count(&answer.exchange, Some(status.as_u16()));
                     limits::tell(&mut answer, &shared.parts.routes.faults_told);
                     answer.permit.first_byte(status.as_u16() < 500);
                     match of_status(status) {
@@ -67,7 +72,12 @@ where
                     Ok(answer)
                 }
                 Err(unanswered) => {
-                    unanswered.permit.attempt_ended(of_trouble(&unanswered.trouble));
+                    let outcome = of_trouble(&unanswered.trouble);
+                    // what the client made fail says nothing of the upstream
+                    if outcome != Outcome::Ignore {
+                        count(&unanswered.exchange, None);
+                    }
+                    unanswered.permit.attempt_ended(outcome);
                     Err(unanswered)
                 }
             }

@@ -18,7 +18,7 @@ use crate::telemetry::access_log::Formatter;
 use crate::telemetry::estimates::{EstimateCollector, EstimateErrors, Estimates};
 use crate::telemetry::forecast::{ForecastCollector, Forecasts};
 use crate::telemetry::gate::{GateCollector, Sources};
-use crate::telemetry::labels::{Capped, MAX_VALUES};
+use crate::telemetry::labels::{Answered, Capped, MAX_VALUES};
 use crate::telemetry::process::ProcessCollector;
 use crate::telemetry::requests::RequestCollector;
 use crate::telemetry::shard::Shard;
@@ -192,6 +192,7 @@ impl Telemetry {
             for (from, to) in TRANSITIONS {
                 self.transition_counter(&upstream.name, from, to, 0);
             }
+            self.shards.iter().take(1).for_each(|shard| shard.know(&upstream.name));
         }
         self.sources.add(Box::new(source));
     }
@@ -346,6 +347,11 @@ impl WorkerTelemetry {
             let mut formatter = self.formatter.lock().unwrap_or_else(PoisonError::into_inner);
             log.append(formatter.line(arrived, record, &spans));
         }
+    }
+
+    /// Takes note of what an attempt at `upstream` came back with: a status, or none.
+    pub fn answered(&self, upstream: &str, status: Option<u16>) {
+        self.shard.answered(upstream, Answered::of(status));
     }
 
     /// The object that all workers share.

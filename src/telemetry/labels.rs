@@ -146,6 +146,54 @@ impl Ended {
     }
 }
 
+/// What an attempt at an upstream came back with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Answered {
+    /// A status below 300; a 101 is one too.
+    Success,
+    /// 3xx
+    Redirect,
+    /// 4xx, but no 429
+    ClientError,
+    /// 429
+    Refused,
+    /// 5xx
+    ServerError,
+    /// No answer: no connection, a reset, a timeout, or what is not HTTP.
+    Nothing,
+}
+
+impl Answered {
+    pub(super) const COUNT: usize = 6;
+
+    pub(super) const ALL: [Self; Self::COUNT] =
+        [Self::Success, Self::Redirect, Self::ClientError, Self::Refused, Self::ServerError, Self::Nothing];
+
+    /// Of an answer's status, if there was one.
+    pub(super) const fn of(status: Option<u16>) -> Self {
+        match status {
+            None => Self::Nothing,
+            Some(..300) => Self::Success,
+            Some(300..400) => Self::Redirect,
+            Some(429) => Self::Refused,
+            Some(400..500) => Self::ClientError,
+            Some(_) => Self::ServerError,
+        }
+    }
+
+    /// The value of the label `class`.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "2xx",
+            Self::Redirect => "3xx",
+            Self::ClientError => "4xx",
+            Self::Refused => "429",
+            Self::ServerError => "5xx",
+            Self::Nothing => "error",
+        }
+    }
+}
+
 /// What went wrong on a client's connection, outside of any request that reached the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConnectionFault {
@@ -271,5 +319,15 @@ mod tests {
         for (i, e) in Ended::ALL.into_iter().enumerate() {
             assert_eq!(e.index(), i);
         }
+        for (i, a) in Answered::ALL.into_iter().enumerate() {
+            assert_eq!(a as usize, i);
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_a_class_of_its_own_among_the_4xx() {
+        let classes = [Some(101), Some(200), Some(304), Some(404), Some(429), Some(430), Some(529), None];
+        let named = classes.map(|status| Answered::of(status).as_str());
+        assert_eq!(named, ["2xx", "2xx", "3xx", "4xx", "429", "4xx", "5xx", "error"]);
     }
 }

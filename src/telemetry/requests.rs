@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use prometheus::proto::{Metric, MetricFamily};
 
 use crate::clock::Clock;
 use crate::telemetry::families::Family;
-use crate::telemetry::shard::{Buckets, Series, Shard, Totals};
+use crate::telemetry::labels::Answered;
+use crate::telemetry::shard::{Answers, Buckets, Series, Shard, Totals};
 use crate::telemetry::tokens::{Costs, KINDS};
 use crate::telemetry::window::{STAGES, View};
 use crate::telemetry::{Ended, Unread};
@@ -32,6 +33,7 @@ pub(super) struct RequestCollector {
     tokens: Family,
     unread: Family,
     refusals: Family,
+    answers: Family,
     latency: Family,
     error_rate: Family,
     throughput: Family,
@@ -97,6 +99,12 @@ impl RequestCollector {
                 "Requests answered by the proxy instead of the upstream, by error code.",
                 &["reason"],
             )?,
+            answers: Family::counter(
+                "tidegate_upstream_answers_total",
+                "Attempts at the upstream by what came back, those that are tried again included: the status's \
+                 class, 429 by itself, or error where there was no usable answer.",
+                &["upstream", "class"],
+            )?,
             latency: Family::summary(
                 "tidegate_latency_seconds",
                 &format!(
@@ -145,6 +153,16 @@ impl RequestCollector {
         [self.tokens.with(tokens), self.unread.with(unread.collect())]
     }
 
+    fn answers(&self, totals: &Totals) -> Vec<Metric> {
+        let all = |(upstream, answers): (&Arc<str>, &Answers)| {
+            let by_class = Answered::ALL.into_iter().zip(*answers);
+            by_class
+                .map(|(class, n)| self.answers.value(&[upstream, class.as_str()], n as f64))
+                .collect::<Vec<_>>()
+        };
+        totals.answers.iter().flat_map(all).collect()
+    }
+
     fn by_model(&self, totals: &Totals, family: &Family, pick: fn(&Series) -> &Buckets) -> MetricFamily {
         let metrics = totals.series.iter();
         family.with(metrics.map(|((e, model), s)| family.buckets(&[e.as_str(), model], pick(s))).collect())
@@ -163,6 +181,7 @@ impl Collector for RequestCollector {
             &self.tokens,
             &self.unread,
             &self.refusals,
+            &self.answers,
             &self.latency,
             &self.error_rate,
             &self.throughput,
@@ -190,6 +209,7 @@ impl Collector for RequestCollector {
             self.by_model(&totals, &self.upstream, |s| &s.upstream),
             self.by_model(&totals, &self.per_token, |s| &s.costs.per_token),
             self.refusals.with(reasons.collect()),
+            self.answers.with(self.answers(&totals)),
         ];
         families.extend(self.costs(&totals));
         if let Some(view) = self.view() {

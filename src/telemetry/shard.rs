@@ -11,7 +11,7 @@ use std::time::Duration;
 use hdrhistogram::CreationError;
 
 use crate::policy::units::MonoTime;
-use crate::telemetry::labels::{Capped, NO_MODEL};
+use crate::telemetry::labels::{Answered, Capped, NO_MODEL};
 use crate::telemetry::record::Spans;
 use crate::telemetry::tokens::Costs;
 use crate::telemetry::window::Window;
@@ -85,7 +85,11 @@ impl Series {
 struct Counts {
     series: [HashMap<Arc<str>, Box<Series>>; Endpoint::COUNT],
     reasons: BTreeMap<&'static str, u64>,
+    answers: HashMap<Arc<str>, Answers>,
 }
+
+/// Of one upstream, how many attempts came back with what.
+pub(super) type Answers = [u64; Answered::COUNT];
 
 /// One worker's counts.
 #[derive(Debug)]
@@ -100,6 +104,7 @@ impl Shard {
         let counts = Counts {
             series: Default::default(),
             reasons: REASONS.iter().map(|reason| (*reason, 0)).collect(),
+            answers: HashMap::new(),
         };
         Ok(Self { models, counts: Mutex::new(counts), window: Mutex::new(Window::new(window)?) })
     }
@@ -127,6 +132,21 @@ impl Shard {
         self.window().record(now, record.ended.is_error(), spans);
     }
 
+    /// An attempt at `upstream` came back. Upstreams are named by the configuration, so there are not many.
+    pub(super) fn answered(&self, upstream: &str, answered: Answered) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        match counts.answers.get_mut(upstream) {
+            Some(known) => known[answered as usize] += 1,
+            None => counts.answers.entry(upstream.into()).or_default()[answered as usize] += 1,
+        }
+    }
+
+    /// There is an upstream of that name: it is shown from the start.
+    pub(super) fn know(&self, upstream: &Arc<str>) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.answers.entry(upstream.clone()).or_default();
+    }
+
     pub(super) fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,6 +156,10 @@ impl Shard {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         for (reason, n) in &counts.reasons {
             *totals.reasons.entry(reason).or_default() += n;
+        }
+        for (upstream, answers) in &counts.answers {
+            let total = totals.answers.entry(upstream.clone()).or_default();
+            total.iter_mut().zip(answers).for_each(|(mine, theirs)| *mine += theirs);
         }
         for (endpoint, by_model) in Endpoint::ALL.into_iter().zip(&counts.series) {
             for (model, series) in by_model {
@@ -150,6 +174,7 @@ impl Shard {
 pub(super) struct Totals {
     pub(super) series: BTreeMap<(Endpoint, Arc<str>), Series>,
     pub(super) reasons: BTreeMap<&'static str, u64>,
+    pub(super) answers: BTreeMap<Arc<str>, Answers>,
 }
 
 #[cfg(test)]
@@ -192,6 +217,19 @@ mod tests {
         shards.iter().for_each(|s| s.add_to(&mut totals));
         let seen: Vec<_> = totals.series.iter().map(|((_, m), s)| (&**m, s.ended[0])).collect();
         assert_eq!(seen, [("a", 2), ("other", 2)]);
+    }
+
+    #[test]
+    fn attempts_of_all_workers_are_counted_by_upstream_and_class() {
+        let shards = [shard(1), shard(1)];
+        shards[0].know(&"idle".into());
+        for (at, status) in [(0, Some(429)), (1, Some(429)), (1, Some(200)), (0, None)] {
+            shards[at].answered("busy", Answered::of(status));
+        }
+        let mut totals = Totals::default();
+        shards.iter().for_each(|s| s.add_to(&mut totals));
+        assert_eq!(totals.answers["busy"], [1, 0, 0, 2, 0, 1]);
+        assert_eq!(totals.answers["idle"], [0; 6]);
     }
 
     #[test]

@@ -243,3 +243,25 @@ async fn too_many_requests_outside_the_queue_answer_503() {
     upstream.next().await.answer(200, &[], b"").await;
     assert_eq!(again.response().await.status(), 200);
 }
+
+#[tokio::test]
+async fn what_attempts_come_back_with_is_counted_also_where_the_client_never_sees_it() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4).set("retry.budget", 500).set("retry.backoff", "1ms,1ms");
+    let proxy = proxy.before(upstream.address);
+    let answers = async |class: &str| {
+        proxy.metric("tidegate_upstream_answers_total", &format!("class=\"{class}\"")).await
+    };
+    assert_eq!(answers("429").await, 0.0);
+    let page = proxy.admin("/metrics").await.text();
+    assert!(page.contains("tidegate_upstream_answers_total"), "shown before the first answer");
+    let mut client = proxy.chat(&[]).await;
+    upstream.next().await.answer(429, &["retry-after-ms: 1"], b"").await;
+    upstream.next().await.answer(503, &[], b"").await;
+    upstream.next().await.answer(200, &[], b"").await;
+    assert_eq!(client.response().await.status(), 200);
+    assert_eq!((answers("429").await, answers("5xx").await, answers("2xx").await), (1.0, 1.0, 1.0));
+    let proxy = Setup::permits(4).before(nobody().await);
+    assert_eq!(proxy.chat(&[]).await.response().await.status(), 502);
+    assert_eq!(proxy.metric("tidegate_upstream_answers_total", "class=\"error\"").await, 1.0);
+}
