@@ -495,6 +495,45 @@ b = 2
             &["tier = 1"],
             &["t.toml:4: upstream.0.tier: is 1, but no upstream with the same models has tier 0"],
         );
+        // one fault hides no other
+        refused(
+            &["models = 1", "models = [\"a*\"]", "models = [\"ab\"]", "models = [\"c\"]\ntier = 2"],
+            &[
+                "t.toml:4: upstream.0.models: expected a list",
+                "t.toml:12: upstream.2.models: \"ab\" overlaps with \"a*\" of \"u1\"",
+                "t.toml:17: upstream.3.tier: is 2, but no upstream with the same models has tier 1",
+            ],
+        );
+        // but one that is not known may be what is missed
+        refused(
+            &["models = 1\ntier = 1", "models = [\"c\"]\ntier = 2", "models = [\"c\"]"],
+            &["t.toml:4: upstream.0.models: expected a list"],
+        );
+    }
+
+    #[test]
+    fn what_bounds_all_upstreams_bounds_each() {
+        good("concurrency = 1000");
+        begins(
+            &[one("concurrency = 1001")],
+            &["t.toml:4: upstream.0.concurrency: 1001 is more than scaling.max_permits = 1000 (its default)"],
+        );
+        begins(
+            &[one("concurrency = 64\n[scaling]\nmax_permits = 32")],
+            &["t.toml:4: upstream.0.concurrency: 64 is more than scaling.max_permits = 32 (line 6)"],
+        );
+    }
+
+    #[test]
+    fn a_later_tier_that_only_failures_lead_to_is_told() {
+        let second = "[[upstream]]\nname = \"two\"\nbase_url = \"http://two/v1\"\ntier = 1\n";
+        let warned = |text: &str| read(&format!("{UPSTREAM}{text}"), &[], &[]).unwrap().warnings;
+        let short = "[queue]\ntimeout = \"3s\"";
+        assert_eq!(warned(short).len() + warned(second).len(), 0);
+        let warnings = warned(&format!("{second}{short}"));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let begins = "queue.failover_wait = 5s (its default) is not shorter than queue.timeout = 3s (line 9)";
+        assert!(warnings[0].starts_with(begins), "{warnings:?}");
     }
 
     #[test]

@@ -171,6 +171,16 @@ impl Reader {
         self.closed.push(path.to_owned());
     }
 
+    /// Where a setting was made, in words: for faults that lie between two settings.
+    pub(super) fn made_at(&self, key: &str) -> String {
+        match self.entries.get(key).map(|entry| &entry.place) {
+            Some(Place::Line(line)) => format!("line {line}"),
+            Some(Place::Variable(name)) => name.clone(),
+            Some(Place::Flag(flag)) => (*flag).to_owned(),
+            Some(Place::File | Place::Unset) | None => "its default".to_owned(),
+        }
+    }
+
     fn place(&self, key: &str) -> Place {
         if let Some(entry) = self.entries.get(key) {
             return entry.place.clone();

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::Config;
 use super::foresight;
 use super::reader::Reader;
+use super::together;
 use super::upstream::{self, Vault, leads_back};
 use super::values::{self, Value, choice};
 use crate::policy::admission::{self, OnDrain};
@@ -44,6 +45,7 @@ pub(super) fn read(reader: &mut Reader, vault: &Vault<'_>, warnings: &mut Vec<St
             reader.fault(&key, message);
         }
     }
+    together::with_the_rest(reader, &config, warnings);
     config
 }
 

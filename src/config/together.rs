@@ -1,35 +1,68 @@
-//! What can only be wrong between upstreams: names, models that two groups want, tiers with a gap.
+//! What can only be wrong between upstreams (names, models that two groups want, tiers with a gap), and between
+//! them and other sections.
 
 use std::collections::BTreeMap;
 
+use super::Config;
 use super::reader::Reader;
 use super::upstream::LIST;
-use crate::policy::supply::Routing;
+use crate::policy::supply::{ConcurrencyMode, Routing};
 use crate::upstream::Params;
 
 /// Adds every fault that no single `[[upstream]]` has.
 pub(super) fn check(reader: &mut Reader, upstreams: &[Params]) {
     names(reader, upstreams);
     // of a list that could not be read its default stands in, which says nothing about the others
-    if (0..upstreams.len()).any(|i| reader.is_faulty(&key(i, "models"))) {
-        return;
+    let (unread, read): (Vec<usize>, Vec<usize>) =
+        (0..upstreams.len()).partition(|i| reader.is_faulty(&key(*i, "models")));
+    let models = |at: &usize| upstreams.get(*at).map_or(&[][..], |u| u.supply.models.as_slice());
+    let lists: Vec<&[String]> = read.iter().map(models).collect();
+    for overlap in Routing::new(&lists).err().unwrap_or_default() {
+        let at = |position: usize| read.get(position).copied().unwrap_or_default();
+        let other = upstreams.get(at(overlap.first)).map_or("", |u| u.name.as_str());
+        reader.fault(
+            &key(at(overlap.second), "models"),
+            format!(
+                "{:?} overlaps with {:?} of {other:?}: give both upstreams the same models, or models that have \
+                 nothing in common",
+                overlap.second_pattern, overlap.first_pattern
+            ),
+        );
     }
-    let lists: Vec<&[String]> = upstreams.iter().map(|u| u.supply.models.as_slice()).collect();
-    match Routing::new(&lists) {
-        Ok(routing) => routing.groups().iter().for_each(|group| tiers(reader, upstreams, group)),
-        Err(overlaps) => {
-            for overlap in overlaps {
-                let other = upstreams.get(overlap.first).map_or("", |u| u.name.as_str());
-                reader.fault(
-                    &key(overlap.second, "models"),
-                    format!(
-                        "{:?} overlaps with {:?} of {other:?}: give both upstreams the same models, or models \
-                         that have nothing in common",
-                        overlap.second_pattern, overlap.first_pattern
-                    ),
-                );
-            }
+    let mut groups: BTreeMap<Vec<&String>, Vec<usize>> = BTreeMap::new();
+    for at in &read {
+        let mut list: Vec<&String> = models(at).iter().collect();
+        list.sort();
+        groups.entry(list).or_default().push(*at);
+    }
+    groups.values().for_each(|group| tiers(reader, upstreams, group, &unread));
+}
+
+/// Adds the faults between the upstreams and other sections, and warns of what never comes into force.
+pub(super) fn with_the_rest(reader: &mut Reader, config: &Config, warnings: &mut Vec<String>) {
+    let (max, max_key) = (config.scaling.max_permits, "scaling.max_permits");
+    for (at, upstream) in config.upstreams.iter().enumerate() {
+        let key = key(at, "concurrency");
+        if let ConcurrencyMode::Fixed(n) = upstream.supply.concurrency
+            && n > max
+            && !reader.is_faulty(&key)
+            && !reader.is_faulty(max_key)
+        {
+            let place = reader.made_at(max_key);
+            let message = format!(
+                "{n} is more than {max_key} = {max} ({place}), which bounds all upstreams: raise that, or lower this"
+            );
+            reader.fault(&key, message);
         }
+    }
+    let (wait, timeout) = (config.queue.failover_wait, config.queue.timeout);
+    if wait >= timeout && config.upstreams.iter().any(|u| u.supply.tier > 0) {
+        warnings.push(format!(
+            "queue.failover_wait = {wait:?} ({}) is not shorter than queue.timeout = {timeout:?} ({}): an upstream \
+             of a later tier serves only when the earlier ones fail",
+            reader.made_at("queue.failover_wait"),
+            reader.made_at("queue.timeout")
+        ));
     }
 }
 
@@ -54,15 +87,17 @@ fn names(reader: &mut Reader, upstreams: &[Params]) {
     }
 }
 
-/// The tiers of one group count from 0 without a gap: an empty one is a slip, or a line that was forgotten.
-fn tiers(reader: &mut Reader, upstreams: &[Params], group: &[usize]) {
+/// The tiers of one group count from 0 without a gap: an empty one is a slip, or a line that was forgotten. Who is
+/// `unread` may be of this group, and fill it.
+fn tiers(reader: &mut Reader, upstreams: &[Params], group: &[usize], unread: &[usize]) {
     let tier = |at: &usize| upstreams.get(*at).map_or(0, |u| u.supply.tier);
-    if group.iter().any(|at| reader.is_faulty(&key(*at, "tier"))) {
+    let all = || group.iter().chain(unread);
+    if all().any(|at| reader.is_faulty(&key(*at, "tier"))) {
         return;
     }
     for at in group {
         let Some(below) = tier(at).checked_sub(1) else { continue };
-        if !group.iter().any(|other| tier(other) == below) {
+        if !all().any(|other| tier(other) == below) {
             let message = format!(
                 "is {}, but no upstream with the same models has tier {below}: tiers count from 0 without a gap",
                 tier(at)
