@@ -636,6 +636,10 @@ b = 2
                 "4: upstream.0.api_keys: keys 1 and 3 are the same",
             ),
             ("api_keys = [\"env:A\", \"env:SAMPLE\"]", "4: upstream.0.api_keys: key 2 is a placeholder"),
+            (
+                "api_keys = [\"env:EMPTY_KEY\", \"env:EMPTY_KEY\", \"env:SAMPLE\"]",
+                "4: upstream.0.api_keys: key 3 is a placeholder",
+            ),
             ("api_keys = []", "4: upstream.0.api_keys: names no key"),
             ("api_keys = \"env:A\"", "4: upstream.0.api_keys: expected a list"),
             ("api_key = \"env:A\"\napi_keys = [\"env:B\"]", "5: upstream.0.api_keys: api_key is set as well"),

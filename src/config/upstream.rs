@@ -244,15 +244,17 @@ fn api_keys(
     if resolved.is_some() && reader.is_set(&format!("{section}.api_key")) {
         reader.fault(&key, BOTH_KEYS);
     }
-    let mut keys = Vec::new();
     let mut empty = Vec::new();
-    for (i, found) in resolved.unwrap_or_default().into_iter().enumerate() {
-        match found {
-            Found::Secret(key) => keys.push(Secret::new(key)),
-            Found::Empty(source) => empty.push(format!("{key}: key {}: {source} is empty", i + 1)),
+    let mut key_of = |(i, found): (usize, Found)| match found {
+        Found::Secret(key) => Secret::new(key),
+        // it keeps its place, so that the others keep their numbers
+        Found::Empty(source) => {
+            empty.push(format!("{key}: key {}: {source} is empty", i + 1));
+            Secret::new(String::new())
         }
-    }
-    let so = if keys.is_empty() { PASSES } else { "the other keys are used" };
+    };
+    let keys: Vec<Secret> = resolved.unwrap_or_default().into_iter().enumerate().map(&mut key_of).collect();
+    let so = if empty.len() == keys.len() { PASSES } else { "the other keys are used" };
     warnings.extend(empty.into_iter().map(|told| format!("{told}: {so}")));
     keys
 }

@@ -65,7 +65,7 @@ pub struct Params {
     pub base_url: Uri,
     /// The key to send instead of the client's; absent: the client's own passes.
     pub api_key: Option<Secret>,
-    /// Several keys to send in turn, in place of the one.
+    /// Several keys to send in turn, in place of the one. An empty one is not sent.
     pub api_keys: Vec<Secret>,
     /// The models it has under other names: what clients ask for, and what it calls that.
     pub rename: BTreeMap<String, String>,
@@ -206,7 +206,7 @@ impl Params {
 
     /// The keys to send in place of the client's; none: the client's own passes.
     pub fn keys(&self) -> impl Iterator<Item = &Secret> {
-        self.api_key.iter().chain(&self.api_keys)
+        self.api_key.iter().chain(&self.api_keys).filter(|key| !key.reveal().is_empty())
     }
 
     /// Whether it is likely a server of one's own, as opposed to a provider's: over plain HTTP, under an address,
@@ -231,7 +231,8 @@ impl Params {
             faults.push(Invalid::new("api_keys", BOTH_KEYS));
         }
         for (i, key) in self.api_keys.iter().enumerate() {
-            let earlier = self.api_keys.iter().take(i).position(|other| other == key);
+            let same = |other: &Secret| other == key && !key.reveal().is_empty();
+            let earlier = self.api_keys.iter().take(i).position(same);
             if let Some(wrong) = fault_of_key(key) {
                 faults.push(Invalid::new("api_keys", format!("key {} {wrong}", i + 1)));
             } else if let Some(first) = earlier {
