@@ -537,6 +537,21 @@ b = 2
     }
 
     #[test]
+    fn what_retries_cost_gives_way_to_a_small_budget() {
+        let costs = |text: &str| {
+            let r = good(&format!("[retry]\n{text}")).retry;
+            (r.budget, r.retry_cost, r.timeout_cost)
+        };
+        assert_eq!(costs(""), (500, 5, 10));
+        assert_eq!(costs("budget = 7"), (7, 5, 7));
+        assert_eq!(costs("budget = 0"), (0, 1, 1));
+        begins(
+            &[one("[retry]\nbudget = 7\ntimeout_cost = 8")],
+            &["t.toml:6: retry.timeout_cost: 8 is more than budget = 7: nothing would ever be retried"],
+        );
+    }
+
+    #[test]
     fn what_an_upstream_can_take_and_how_patient_to_be_with_it() {
         use crate::policy::supply::ConcurrencyMode as Mode;
         use crate::upstream::{OnDisconnect, ServerMetrics};

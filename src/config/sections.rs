@@ -131,14 +131,17 @@ fn breaker(r: &mut Reader) -> BreakerParams {
 
 fn retry(r: &mut Reader) -> RetryParams {
     let d = RetryParams::default();
+    let budget = r.take("retry.budget", values::count).unwrap_or(d.budget);
+    // a default gives way to the budget that was set: it may be small, but has to be enough for one retry
+    let cost = |default: u32| default.min(budget).max(1);
     let params = RetryParams {
         statuses: r.take("retry.statuses", values::list(values::count)).unwrap_or(d.statuses),
         on_connect: r.take("retry.on_connect", values::boolean).unwrap_or(d.on_connect),
         on_reset: r.take("retry.on_reset", values::boolean).unwrap_or(d.on_reset),
         backoff: r.take("retry.backoff", values::list(values::duration)).unwrap_or(d.backoff),
-        budget: r.take("retry.budget", values::count).unwrap_or(d.budget),
-        retry_cost: r.take("retry.retry_cost", values::count).unwrap_or(d.retry_cost),
-        timeout_cost: r.take("retry.timeout_cost", values::count).unwrap_or(d.timeout_cost),
+        budget,
+        retry_cost: r.take("retry.retry_cost", values::count).unwrap_or_else(|| cost(d.retry_cost)),
+        timeout_cost: r.take("retry.timeout_cost", values::count).unwrap_or_else(|| cost(d.timeout_cost)),
         success_refund: r.take("retry.success_refund", values::count).unwrap_or(d.success_refund),
     };
     r.check(&["retry"], params, RetryParams::try_new)

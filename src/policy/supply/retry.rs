@@ -60,6 +60,7 @@ impl RetryParams {
         const HOUR: Duration = Duration::from_secs(3600);
         let mut faults = Vec::new();
         let mut bad = |key, message: &str| faults.push(Invalid::new(key, message));
+        let budget = self.budget;
         if self.statuses.iter().any(|s| !(400..=599).contains(s)) {
             bad("statuses", "must be between 400 and 599");
         }
@@ -76,11 +77,11 @@ impl RetryParams {
             if cost == 0 {
                 bad(key, "must be at least 1: free retries have no bound");
             } else if self.budget > 0 && cost > self.budget {
-                bad(key, "must be at most the budget, else nothing is ever retried");
+                bad(key, &format!("{cost} is more than budget = {budget}: nothing would ever be retried"));
             }
         }
         if self.budget > 0 && self.success_refund > self.budget {
-            bad("success_refund", "must be at most the budget");
+            bad("success_refund", &format!("{} is more than budget = {budget}", self.success_refund));
         }
         checked(self, faults)
     }
