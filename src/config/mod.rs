@@ -591,7 +591,11 @@ b = 2
             ("rename = { a = { b = 1 } }", "rename: of \"a\": expected a string, found a table"),
             ("requests_per_minute = 0", "requests_per_minute: must be at least 1"),
             ("rate_limit_buffer = 1.1", "rate_limit_buffer: must be above 0 and at most 1"),
-            ("drain_limit = \"0s\"", "drain_limit: must be longer than 0s"),
+            ("drain_limit = \"0s\"", "drain_limit: must be at least 1ms"),
+            ("drain_limit = \"61m\"", "drain_limit: must be at most 1h"),
+            ("connect_timeout = \"1us\"", "connect_timeout: must be at least 1ms"),
+            ("total_timeout = \"1us\"", "total_timeout: must be at least 1ms, or 0s"),
+            ("idle_timeout = \"1ms\"", "idle_timeout: must be at least 100ms"),
             ("dns_refresh = \"1ms\"", "dns_refresh: must be at least 1s"),
         ] {
             begins(&[one(text)], &[&format!("t.toml:4: upstream.0.{message}")]);

@@ -181,16 +181,20 @@ impl Params {
         if let Err(supply) = self.supply.clone().try_new() {
             faults.extend(supply);
         }
-        for (key, value) in [
-            ("connect_timeout", self.connect_timeout),
-            ("first_byte_timeout", self.first_byte_timeout),
-            ("stream_idle_timeout", self.stream_idle_timeout),
-            ("idle_timeout", self.idle_timeout),
-            ("drain_limit", self.drain_limit),
+        for (key, value, least, or) in [
+            ("connect_timeout", self.connect_timeout, 1, ""),
+            ("first_byte_timeout", self.first_byte_timeout, 1, ""),
+            ("stream_idle_timeout", self.stream_idle_timeout, 1, ""),
+            ("total_timeout", self.total_timeout, 1, ", or 0s for as long as it takes"),
+            ("idle_timeout", self.idle_timeout, 100, ""),
+            ("drain_limit", self.drain_limit, 1, ""),
         ] {
-            if value.is_zero() {
-                faults.push(Invalid::new(key, "must be longer than 0s"));
+            if value < Duration::from_millis(least) && (or.is_empty() || !value.is_zero()) {
+                faults.push(Invalid::new(key, format!("must be at least {least}ms{or}")));
             }
+        }
+        if self.drain_limit > Duration::from_secs(3600) {
+            faults.push(Invalid::new("drain_limit", "must be at most 1h: nobody waits for what is drained"));
         }
         if !self.refresh.is_zero() && self.refresh < Duration::from_secs(10) {
             faults.push(Invalid::new("refresh", "must be at least 10s, or 0s for never"));
