@@ -9,6 +9,8 @@ use crate::policy::units::ModelId;
 
 /// Models with a number of their own in one group.
 pub const MODELS: usize = 256;
+/// A longer name is nobody's model, and is not kept: it may be as long as a body.
+const LONGEST: usize = 256;
 
 /// Which number a name has.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +35,7 @@ impl Names {
             return *id;
         }
         match u32::try_from(self.0.len()) {
-            Ok(next) if self.0.len() < MODELS => {
+            Ok(next) if self.0.len() < MODELS && name.len() <= LONGEST => {
                 self.0.insert(name.into(), ModelId(next));
                 ModelId(next)
             }
@@ -55,6 +57,7 @@ mod tests {
     #[test]
     fn the_first_have_their_own_and_the_rest_share() {
         let mut names = Names::new(["a", "b", "a"]);
+        assert_eq!(names.number(&"x".repeat(257)), Names::OTHER);
         assert_eq!((names.number("b"), names.number("c")), (ModelId(1), ModelId(2)));
         for n in 0..1000 {
             names.number(&format!("m{n}"));
