@@ -94,3 +94,60 @@ impl Telemetry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::policy::supply::SaidBy;
+    use crate::policy::supply::pace::{LaneStatus, PacerStatus};
+    use crate::policy::units::KeyId;
+    use crate::telemetry::{AccessLog, Params};
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(line)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stop_says_which_model_and_key_who_named_its_time_and_what_was_left() {
+        let params = Params { access_log: AccessLog::Off, ..Params::default() };
+        let telemetry = Telemetry::new(&params, Clock::start(), 1, &Registry::new()).unwrap();
+        let page = Page::default();
+        let written = page.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || written.clone()).finish();
+        let requests = LaneStatus { limit: Some(600.0), remaining: Some(2.5), ..LaneStatus::default() };
+        let stopped = Report::Stopped {
+            place: Place { endpoint: EndpointId(0), key: KeyId(1) },
+            model: ModelId(3),
+            until: MonoTime::from_secs(12),
+            said_by: SaidBy::RetryAfter,
+            known: PacerStatus { requests, ..PacerStatus::default() },
+            in_flight: 4,
+        };
+        let model = |id: ModelId| format!("model {}\n", id.0);
+        tracing::subscriber::with_default(log, || {
+            telemetry.supply(MonoTime::from_secs(2), &stopped, |_| "openai", model);
+        });
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        for part in [
+            "upstream=\"openai\" key=2 model=\"model 3\\n\" seconds=10.0 said_by=\"retry_after\"",
+            "requests_per_minute=600.0 requests_remaining=2.5 in_flight=4",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
