@@ -93,7 +93,8 @@ pub struct Params {
     pub prewarm: bool,
     /// The age at which a connection has been replaced; zero: never because of its age.
     pub refresh: Duration,
-    /// How often its name is looked up again, for connections to addresses that have left; zero: never.
+    /// How often its name is looked up again, for connections to addresses that have left; zero: each new connection
+    /// looks it up, and no connection leaves its address.
     pub dns_refresh: Duration,
     /// The path of its origin that answers 2xx while it is well; absent: nobody asks.
     pub check_path: Option<String>,
@@ -200,7 +201,7 @@ impl Params {
             faults.push(Invalid::new("refresh", "must be at least 10s, or 0s for never"));
         }
         if !self.dns_refresh.is_zero() && self.dns_refresh < Duration::from_secs(1) {
-            faults.push(Invalid::new("dns_refresh", "must be at least 1s, or 0s for never"));
+            faults.push(Invalid::new("dns_refresh", "must be at least 1s, or 0s for each new connection"));
         }
         if self.check_interval < Duration::from_secs(1) {
             faults.push(Invalid::new("check_interval", "must be at least 1s"));
