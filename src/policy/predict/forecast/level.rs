@@ -5,7 +5,7 @@
 //! trend   level' = level + φ·slope + α e,  slope' = φ·slope + β e,   forecast(h) = level + (φ + … + φʰ) slope
 //! ```
 //! Both jump: two residuals in a row, on the same side and four times the usual size, are a new level,
-//! not noise, and an average would need many minutes to get there (design §5.6).
+//! not noise, and an average would need many minutes to get there.
 
 /// Sees two surprising minutes in a row.
 #[derive(Clone, Debug, Default)]

@@ -5,7 +5,7 @@
 //!             └ what the experts may learn          └ each minute ahead, judged once it has passed
 //! ```
 //! Most of the worth is in the calibrators: nobody forecasts a count much better than exponential smoothing
-//! does, but how far it may be off can be known much better than from one fixed spread (design §5.6).
+//! does, but how far it may be off can be known much better than from one fixed spread.
 //! Without it the policy could only react. The predictor closes a minute each minute and asks for the next
 //! five; [`Forecaster::refit`] is heavy and runs hourly, off the I/O threads.
 //!

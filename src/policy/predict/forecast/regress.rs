@@ -1,4 +1,4 @@
-//! Autoregression by recursive least squares on √counts (design §5.6).
+//! Autoregression by recursive least squares on √counts.
 //!
 //! √ makes the noise of a count nearly independent of its level, so that a busy hour does not outvote
 //! a quiet one. One regression per horizon forecasts it directly: iterating a one-minute model five
