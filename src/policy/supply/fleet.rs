@@ -175,8 +175,12 @@ impl Fleet {
         let Some(endpoint) = self.of(attempt.place) else { return };
         let in_flight = endpoint.in_flight;
         let (place, model) = (attempt.place, attempt.model);
-        let stopped = endpoint.pacer(attempt).and_then(|p| p.seen(now, attempt.ticket, limits));
-        reports.extend(stopped.map(|until| Report::Stopped { place, model, until, in_flight }));
+        let Some(pacer) = endpoint.pacer(attempt) else { return };
+        if let Some(until) = pacer.seen(now, attempt.ticket, limits) {
+            let (said_by, known) = (SaidBy::Limits, pacer.status(now));
+            reports.push(Report::Stopped { place, model, until, said_by, known, in_flight });
+            endpoint.stopped(attempt);
+        }
     }
 
     /// The answer is a 429.
