@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderValue};
 use hyper::http::response;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Response, StatusCode};
@@ -83,7 +83,7 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
         head.headers.insert(header::ACCEPT_ENCODING, IDENTITY);
     }
     if let Some(model) = &model {
-        rename(upstream, model, &mut head.headers, &mut payload);
+        rename(upstream, model, &mut payload);
     }
     let began = clock.now();
     exchange.record.upstream =
@@ -127,7 +127,7 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
 }
 
 /// Asks for the model by the name that this upstream knows it under.
-fn rename(upstream: &Upstream, model: &Model, headers: &mut HeaderMap, payload: &mut Payload) {
+fn rename(upstream: &Upstream, model: &Model, payload: &mut Payload) {
     let (Some(name), Some(span)) = (upstream.renamed(&model.name), &model.span) else { return };
     let bytes = match payload {
         Payload::Whole(bytes) => bytes,
@@ -139,8 +139,6 @@ fn rename(upstream: &Upstream, model: &Model, headers: &mut HeaderMap, payload: 
     };
     if let Some(renamed) = rename_model(bytes, span.clone(), name) {
         *bytes = renamed;
-        // it is another one now; whoever sends the body says how long it is
-        headers.remove(header::CONTENT_LENGTH);
     }
 }
 

@@ -81,6 +81,10 @@ async fn all(shared: Arc<Shared>, request: Classified) -> Result<Response<Body>,
     for name in [header::ACCEPT_ENCODING, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE] {
         headers.remove(name);
     }
+    // whatever body came with it stays here
+    for name in [header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING, header::TRAILER] {
+        headers.remove(name);
+    }
     let asked = (0..shared.parts.routes.groups().len()).map(|number| {
         let listing = list_of(&shared, number, arrival, &headers, &head.uri);
         async { tokio::time::timeout(PATIENCE, listing).await.unwrap_or_else(|_| Err("too slow".into())) }

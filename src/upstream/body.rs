@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::HeaderMap;
 use hyper::body::Incoming;
+use hyper::header;
 
 use crate::upstream::pool::Lease;
 
@@ -80,6 +81,27 @@ impl Payload {
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
             Self::WithTrailers(both) => Some(Self::WithTrailers(both.clone())),
             Self::Stream(_) => None,
+        }
+    }
+}
+
+impl Payload {
+    /// Makes what the head says of the length true. hyper writes the length that stands in the head, whatever the
+    /// body: one that is too long would have the upstream read the connection's next request as this one's body.
+    pub(super) fn measure(&self, headers: &mut HeaderMap) {
+        let length = match self {
+            Self::Empty => 0,
+            Self::Whole(bytes) => bytes.len(),
+            // what the client said of it is held against what it sends, as it comes
+            Self::Stream(_) => return,
+            // trailers need the chunked coding
+            Self::WithTrailers(_) => {
+                headers.remove(header::CONTENT_LENGTH);
+                return;
+            }
+        };
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            headers.insert(header::CONTENT_LENGTH, length.into());
         }
     }
 }

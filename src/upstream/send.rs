@@ -226,6 +226,7 @@ impl Upstream {
             head.version = Version::HTTP_11;
             head.headers.insert(header::HOST, self.target.host().clone());
         }
+        payload.measure(&mut head.headers);
         let mut reuse = Self::may_reuse(&head, &payload, repeat) && !upgrade;
         if !reuse && !upgrade && !http2 {
             // its own new connection comes back to the pool: without this they would pile up there

@@ -87,3 +87,30 @@ async fn one_upstream_s_list_passes_as_it_is_and_one_model_is_asked_of_who_serve
         assert_eq!(client.response().await.status(), 200);
     }
 }
+
+#[tokio::test]
+async fn a_body_that_comes_with_it_is_dropped_with_all_that_the_head_says_of_it() {
+    let (mut first, mut second) = (Upstream::start().await, Upstream::start().await);
+    let proxy = before(first.address, second.address).await;
+    let mut client = proxy.connect().await;
+    let fields = [crate::support::JSON, "content-encoding: identity", "trailer: x-sum"];
+    client
+        .send(crate::support::request("GET", "/v1/models", &fields, b"GET /v1/stolen HTTP/1.1\r\n\r\n"))
+        .await;
+    for (upstream, list) in [(&mut first, GPTS), (&mut second, OWN)] {
+        let call = upstream.next().await;
+        assert_eq!(call.request.body, b"");
+        for name in ["content-length", "content-type", "content-encoding", "trailer"] {
+            assert_eq!(call.request.get(name), None, "{name}");
+        }
+        call.answer(200, &[], list).await;
+    }
+    assert_eq!(client.response().await.status(), 200);
+    // the next request on the same connections is what it is
+    let mut next = proxy.connect().await;
+    next.send(crate::support::request("GET", "/v1/models/gpt-4o", &[], b"")).await;
+    let call = first.next().await;
+    assert_eq!((call.connection, call.request.head.target()), (1, "/v1/models/gpt-4o"));
+    call.answer(200, &[], b"{}").await;
+    assert_eq!(next.response().await.status(), 200);
+}
