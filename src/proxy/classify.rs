@@ -15,7 +15,7 @@ use tower::Service;
 
 use crate::policy::engine::{Arrival, Kind};
 use crate::policy::units::Priority;
-use crate::policy::usage::Ask;
+use crate::policy::usage::{Ask, LONGEST_NAME};
 use crate::proxy::exchange::{Authed, Classified, Failure, Model};
 use crate::proxy::intake;
 use crate::proxy::respond::Trouble;
@@ -32,9 +32,6 @@ static DEADLINE: HeaderName = HeaderName::from_static("x-tidegate-deadline-ms");
 static PYTHON_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
 /// openai-node: whole seconds, 0 for less than one.
 static NODE_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
-
-/// The longest name of a model that is kept.
-const MODEL_NAME: usize = 128;
 
 /// Makes [`Classify`].
 pub(super) struct Layer(pub(super) Arc<Shared>);
@@ -114,7 +111,7 @@ async fn classify(shared: &Shared, Authed(request): Authed) -> Result<Classified
     };
     let model = named(parts, &mut seen, request.route.endpoint, &request.head.uri);
     let Some(number) = parts.routes.group_of(model.as_ref().map(|model| &*model.name)) else {
-        exchange.record.model = model.map(|model| model.name).filter(|name| name.len() <= MODEL_NAME);
+        exchange.record.model = model.map(|model| model.name).filter(|name| name.len() <= LONGEST_NAME);
         return Err(Failure::new(Trouble::NoSuchModel, exchange));
     };
     let priority = priority(headers);
@@ -143,7 +140,7 @@ async fn classify(shared: &Shared, Authed(request): Authed) -> Result<Classified
     if let Some(labels) = shared.labels.get(number) {
         record.group = labels.group.clone();
     }
-    record.model = model.as_ref().map(|model| model.name.clone()).filter(|name| name.len() <= MODEL_NAME);
+    record.model = model.as_ref().map(|model| model.name.clone()).filter(|name| name.len() <= LONGEST_NAME);
     record.stream = seen.stream;
     record.priority = priority;
     record.request_bytes = bytes;

@@ -22,6 +22,7 @@ impl Group {
     /// A group behind `gate`, whose endpoints are numbered as they stand here. There must be one.
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>, gate: Arc<Gate>, endpoints: Vec<Arc<Upstream>>) -> Self {
+        endpoints.iter().for_each(|endpoint| gate.costs().keep(endpoint.params().named_models()));
         Self { name: name.into(), gate, endpoints }
     }
 

@@ -39,6 +39,11 @@ impl Expected {
 }
 
 impl Costs {
+    /// These models never have to share what is known of them.
+    pub(super) fn keep<'a>(&self, models: impl IntoIterator<Item = &'a str>) {
+        self.lock().0.keep(models);
+    }
+
     /// What a request to `model` will probably cost.
     pub(super) fn expect(&self, model: Option<&str>, ask: Ask) -> Expected {
         let mut inner = self.lock();
@@ -47,8 +52,19 @@ impl Costs {
         Expected { model, ask, estimate: estimator.estimate(model, ask) }
     }
 
-    pub(super) fn learn(&self, expected: &Expected, usage: &Usage) {
-        self.lock().1.observe(expected.model, expected.ask, expected.estimate, usage);
+    /// The upstream has answered for `model`, and this is what it did cost, if it said so.
+    fn learn(&self, model: Option<&str>, expected: &Expected, usage: Option<&Usage>) {
+        let mut inner = self.lock();
+        let (names, estimator) = &mut *inner;
+        // what was asked for as one of many may have a number of its own by now
+        let numbered = model.map(|model| names.answered(model));
+        if let Some(gone) = numbered.and_then(|numbered| numbered.gone) {
+            estimator.forget(gone);
+        }
+        if let Some(usage) = usage {
+            let model = numbered.map_or(Names::OTHER, |numbered| numbered.id);
+            estimator.observe(model, expected.ask, expected.estimate, usage);
+        }
     }
 
     /// The model that goes by this number; `None`: it is shared by all that have none of their own.
@@ -135,6 +151,9 @@ impl Reading {
             Ok(scan) => scan.finish(),
             Err(why) => {
                 record.cost.unread = Some(*why);
+                if whole {
+                    costs.learn(record.model.as_deref(), expected, None);
+                }
                 return Told { sample: None, error: false };
             }
         };
@@ -147,9 +166,7 @@ impl Reading {
         if !whole || scanned.error {
             return Told { sample: None, error: scanned.error };
         }
-        if let Some(usage) = &scanned.usage {
-            costs.learn(expected, usage);
-        }
+        costs.learn(record.model.as_deref(), expected, scanned.usage.as_ref());
         let none = expected.ask.max_tokens == Some(0) || scanned.usage.is_some();
         let sample = tokens.or(none.then_some(0)).zip(record.dispatched).map(|(output, dispatched)| {
             let head = record.first_byte.unwrap_or(now);

@@ -214,6 +214,12 @@ impl Params {
         self.api_key.iter().chain(&self.api_keys).filter(|key| !key.reveal().is_empty())
     }
 
+    /// The models that its settings name whole.
+    pub fn named_models(&self) -> impl Iterator<Item = &str> {
+        let patterns = self.supply.models.iter().filter(|pattern| !pattern.ends_with('*'));
+        patterns.chain(self.rename.keys()).map(String::as_str)
+    }
+
     /// Whether it is likely a server of one's own, as opposed to a provider's: over plain HTTP, under an address,
     /// or under a name that no public DNS has. Asking a provider for `/metrics` each second would be rude.
     #[must_use]

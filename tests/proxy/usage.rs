@@ -179,3 +179,28 @@ async fn the_access_log_says_what_it_cost() {
     assert_eq!((of("prompt_tokens"), of("cached_tokens")), (Some(19), Some(0)));
     assert_eq!((of("output_tokens"), of("reasoning_tokens")), (Some(210), Some(192)));
 }
+
+async fn asked(proxy: &Proxy, upstream: &mut Upstream, model: &str, status: u16, fields: &[&str]) {
+    let mut client = proxy.connect().await;
+    let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
+    client.send(request("POST", CHAT_PATH, &[JSON], body.as_bytes())).await;
+    let call = upstream.next().await;
+    assert_eq!(call.request.text(), body);
+    call.answer(status, fields, b"{}").await;
+    assert_eq!(client.response().await.status(), status);
+}
+
+#[tokio::test]
+async fn invented_names_do_not_make_models_share_one_rate() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4).before(upstream.address);
+    for n in 0..300 {
+        asked(&proxy, &mut upstream, &format!("junk{n}"), 404, &[]).await;
+    }
+    for model in ["one", "other"] {
+        asked(&proxy, &mut upstream, model, 200, &["content-type: application/json"]).await;
+    }
+    asked(&proxy, &mut upstream, "one", 429, &["retry-after: 30"]).await;
+    // what stops the one is none of the other's business
+    asked(&proxy, &mut upstream, "other", 200, &[]).await;
+}

@@ -14,8 +14,9 @@
 //! answer's length of waiting, once, and one that is too low is a 429. With N answers in flight their sum is above
 //! N (mean + sd) about as often as a normal variable is above √N: one time in six for one, in 44 for four, in 740 for nine.
 
+use std::collections::BTreeMap;
+
 use super::learned::Learned;
-use super::names::MODELS;
 use super::tokens::Usage;
 use crate::policy::units::{ModelId, Tokens};
 
@@ -47,10 +48,10 @@ impl Estimate {
 
 /// Learns what the requests of a group cost, model by model.
 ///
-/// Deterministic, and bounded by [`MODELS`]: the others share a place.
+/// Deterministic. It keeps as many models as it is told of and not told to forget.
 #[derive(Clone, Debug, Default)]
 pub struct Estimator {
-    models: Vec<Model>,
+    models: BTreeMap<ModelId, Model>,
     prompt: Errors,
     output: Errors,
 }
@@ -107,7 +108,7 @@ impl Estimator {
     /// What a request to `model` will cost.
     #[must_use]
     pub fn estimate(&self, model: ModelId, ask: Ask) -> Estimate {
-        match self.models.get(place(model)) {
+        match self.models.get(&model) {
             Some(model) => model.estimate(ask),
             None => Model::default().estimate(ask),
         }
@@ -115,10 +116,6 @@ impl Estimator {
 
     /// A request to `model` was estimated so, and this is what it did cost.
     pub fn observe(&mut self, model: ModelId, ask: Ask, estimated: Estimate, usage: &Usage) {
-        let place = place(model);
-        if self.models.len() <= place {
-            self.models.resize_with(place + 1, Model::default);
-        }
         if let Some(prompt) = usage.prompt {
             self.prompt.add(estimated.prompt, prompt);
         }
@@ -127,9 +124,12 @@ impl Estimator {
         if let (Some(output), true) = (output, ask.max_tokens != Some(0)) {
             self.output.add(estimated.output, output);
         }
-        if let Some(model) = self.models.get_mut(place) {
-            model.learn(ask, usage.prompt, output);
-        }
+        self.models.entry(model).or_default().learn(ask, usage.prompt, output);
+    }
+
+    /// Nobody will ask by this number any more.
+    pub fn forget(&mut self, model: ModelId) {
+        self.models.remove(&model);
     }
 
     /// How far the estimates of prompts are off, if any could be compared.
@@ -157,10 +157,6 @@ fn begun<'a>(all: &Learned, classes: &'a mut [Learned; CLASSES], class: usize) -
         *own = Learned::prior(all.mean(), all.sd());
     }
     own
-}
-
-fn place(model: ModelId) -> usize {
-    usize::try_from(model.0).map_or(MODELS, |n| n.min(MODELS))
 }
 
 /// `⌊log₄ n⌋ − first`, within the classes; of 0 the first.
@@ -331,12 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn past_the_bound_models_share_a_place() {
+    fn what_is_forgotten_leaves_nothing_behind() {
         let mut e = Estimator::default();
         for _ in 0..100 {
-            e.observe(ModelId(u32::MAX), ask(4000, None), Estimate::default(), &used(2000, 10));
+            e.observe(M, ask(4000, None), Estimate::default(), &used(2000, 10));
         }
-        assert_eq!(e.models.len(), MODELS + 1);
-        assert!(e.estimate(ModelId(1000), ask(4000, None)).prompt.0 > 1900);
+        assert!(e.estimate(M, ask(4000, None)).prompt.0 > 1900);
+        e.forget(M);
+        assert!(e.models.is_empty());
+        assert_eq!(e.estimate(M, ask(4000, None)).prompt, Tokens(1000));
     }
 }

@@ -17,6 +17,6 @@ mod scan;
 mod tokens;
 
 pub use estimate::{Ask, Estimate, EstimateError, Estimator};
-pub use names::{MODELS, Names};
+pub use names::{LONGEST_NAME, MODELS, Names};
 pub use scan::{Form, Scanned, Seen, UsageScan};
 pub use tokens::Usage;
