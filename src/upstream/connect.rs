@@ -14,7 +14,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::clock::Clock;
 use crate::telemetry::ConnectReason;
 use crate::upstream::names::{Name, Resolve};
 use crate::upstream::race::race;
@@ -75,11 +74,11 @@ impl Network {
     ///
     /// # Errors
     /// When the CA file, the system's roots or the host name cannot be used.
-    pub fn new(params: &Params, resolver: Arc<dyn Resolve>, clock: Clock) -> Result<Self, SetupError> {
+    pub fn new(params: &Params, resolver: Arc<dyn Resolve>) -> Result<Self, SetupError> {
         let secure = params.base_url.scheme_str() == Some("https");
         let host = params.base_url.host().unwrap_or_default();
         let port = params.base_url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let name = Arc::new(Name::new(host, port, params.dns_refresh, resolver, clock));
+        let name = Arc::new(Name::new(host, port, params.dns_refresh, resolver));
         Ok(Self { name, tls: if secure { Some(tls(params)?) } else { None } })
     }
 

@@ -1,8 +1,8 @@
 //! The upstream's name and the addresses it has.
 //!
-//! A name is looked up again after `dns_refresh`, not with every connection: a burst that needs a hundred
-//! connections asks once, and a resolver that is down for a minute stops nobody, because the last answer goes
-//! on. One answer for some time would send every connection to its first address, so they take turns; one that
+//! A name is looked up again every `dns_refresh`, not with every connection: a burst that needs a hundred
+//! connections asks once, and a resolver that fails or hangs for a minute stops nobody, because the last answer goes
+//! on. Only where none of its addresses could be reached a connection asks itself, and does not wait long. One answer for some time would send every connection to its first address, so they take turns; one that
 //! could not be reached goes last until the next answer (RFC 8305 §4).
 //!
 //! Who decides that a connection is to leave its address: [`Upstream::look_again`]. An address has left when two
@@ -16,8 +16,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::clock::Clock;
-use crate::policy::units::MonoTime;
 use crate::upstream::Upstream;
 use crate::upstream::pool::lock;
 
@@ -40,13 +38,18 @@ impl Resolve for System {
     }
 }
 
+/// How long a connection waits for a better answer than the last one.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What the last answers said.
 #[derive(Debug, Default)]
 struct Answers {
     /// The last one, in its order.
     last: Vec<SocketAddr>,
-    /// When it came; `None`: it is not to be trusted.
-    at: Option<MonoTime>,
+    /// It is good until the next one comes.
+    trusted: bool,
+    /// Counts them.
+    count: u64,
     /// Those of the one before.
     before: Vec<IpAddr>,
     /// Could not be reached since the last one came.
@@ -61,51 +64,61 @@ pub(super) struct Name {
     port: u16,
     /// The host is an address already.
     literal: Option<IpAddr>,
-    /// How long an answer is good; zero: each connection asks.
-    refresh: Duration,
+    /// Somebody follows the name; else each connection asks.
+    followed: bool,
     resolver: Arc<dyn Resolve>,
     answers: Mutex<Answers>,
-    clock: Clock,
+    /// Held by whoever asks: a resolver that is slow is not asked by everybody.
+    asking: tokio::sync::Mutex<()>,
 }
 
 impl Name {
     /// `host` may have the brackets of an IPv6 address.
-    pub(super) fn new(
-        host: &str,
-        port: u16,
-        refresh: Duration,
-        resolver: Arc<dyn Resolve>,
-        clock: Clock,
-    ) -> Self {
+    pub(super) fn new(host: &str, port: u16, refresh: Duration, resolver: Arc<dyn Resolve>) -> Self {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let literal = host.parse().ok();
-        Self { host, port, literal, refresh, resolver, answers: Mutex::default(), clock }
+        let followed = !refresh.is_zero();
+        Self {
+            host,
+            port,
+            literal,
+            followed,
+            resolver,
+            answers: Mutex::default(),
+            asking: Default::default(),
+        }
     }
 
     fn answers(&self) -> MutexGuard<'_, Answers> {
         lock(&self.answers)
     }
 
-    /// The addresses to try, in order. An old answer is as good as none, unless there is no other.
+    /// The addresses to try, in order.
     pub(super) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         if let Some(ip) = self.literal {
             return Ok(vec![SocketAddr::new(ip, self.port)]);
         }
-        let now = self.clock.now();
-        let asked = self.answers().at;
-        if asked.is_none_or(|at| now.since(at) >= self.refresh) {
-            let looked_up = self.look_up().await;
-            if let Err(error) = looked_up
-                && self.answers().last.is_empty()
-            {
-                return Err(error);
-            }
+        let (trusted, known) = {
+            let answers = self.answers();
+            (answers.trusted, !answers.last.is_empty())
+        };
+        if !known {
+            self.look_up().await?;
+        } else if !trusted {
+            // whatever comes of it, there is the last answer
+            drop(tokio::time::timeout(PATIENCE, self.look_up()).await);
         }
         Ok(self.answers().in_turn())
     }
 
-    /// Asks the resolver, and keeps what it says. An empty answer is an error: no upstream has no address.
+    /// Asks the resolver, and keeps what it says. An empty answer is an error: no upstream has no address. Whoever
+    /// comes while another asks takes that one's answer.
     pub(super) async fn look_up(&self) -> io::Result<()> {
+        let before = self.answers().count;
+        let _one = self.asking.lock().await;
+        if self.answers().count != before {
+            return Ok(());
+        }
         let found = self.resolver.resolve(&self.host, self.port).await?;
         if found.is_empty() {
             let none = format!("{} has no address", self.host);
@@ -114,7 +127,8 @@ impl Name {
         let mut answers = self.answers();
         answers.before = answers.last.iter().map(SocketAddr::ip).collect();
         answers.last = found;
-        answers.at = Some(self.clock.now());
+        answers.trusted = self.followed;
+        answers.count += 1;
         answers.failed.clear();
         Ok(())
     }
@@ -126,7 +140,7 @@ impl Name {
 
     /// None of its addresses could be reached: the next connection asks anew.
     pub(super) fn doubt(&self) {
-        self.answers().at = None;
+        self.answers().trusted = false;
     }
 
     /// The addresses that connections may stay with: those of the last two answers. `None`: it is an address, or
@@ -204,6 +218,7 @@ mod tests {
     struct Book {
         page: Mutex<Vec<SocketAddr>>,
         asked: std::sync::atomic::AtomicUsize,
+        hangs: std::sync::atomic::AtomicBool,
     }
 
     impl Book {
@@ -220,14 +235,19 @@ mod tests {
         fn resolve<'a>(&'a self, _: &'a str, _: u16) -> Resolving<'a> {
             self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let page = lock(&self.page).clone();
-            Box::pin(async move { if page.is_empty() { Err(io::Error::other("down")) } else { Ok(page) } })
+            if self.hangs.load(std::sync::atomic::Ordering::Relaxed) {
+                return Box::pin(std::future::pending());
+            }
+            Box::pin(async move {
+                tokio::task::yield_now().await;
+                if page.is_empty() { Err(io::Error::other("down")) } else { Ok(page) }
+            })
         }
     }
 
     fn name(refresh: u64) -> (Name, Arc<Book>) {
         let book = Arc::new(Book::default());
-        let clock = Clock::start();
-        (Name::new("host", 80, Duration::from_secs(refresh), book.clone(), clock), book)
+        (Name::new("host", 80, Duration::from_secs(refresh), book.clone()), book)
     }
 
     async fn ips(name: &Name) -> Vec<String> {
@@ -239,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_used_for_its_time_and_longer_only_where_there_is_no_other() {
+    async fn an_answer_is_used_until_the_next_one_or_until_it_is_doubted() {
         let (name, book) = name(30);
         assert!(name.addresses().await.is_err(), "nothing is known");
         book.say(&["10.0.0.1:80"]);
@@ -249,18 +269,51 @@ mod tests {
         assert_eq!(book.asked(), 2);
         book.say(&["10.0.0.2:80"]);
         pass(31).await;
+        assert_eq!(ips(&name).await, ["10.0.0.1"], "who follows the name asks, not who connects");
+        assert!(name.look_up().await.is_ok());
         assert_eq!(ips(&name).await, ["10.0.0.2"]);
         book.say(&[]);
-        pass(31).await;
+        assert!(name.look_up().await.is_err());
         assert_eq!(ips(&name).await, ["10.0.0.2"], "the resolver is down");
         assert_eq!(book.asked(), 4);
+        name.doubt();
+        assert_eq!(ips(&name).await, ["10.0.0.2"], "it is still down");
         book.say(&["10.0.0.3:80"]);
-        name.doubt();
         assert_eq!(ips(&name).await, ["10.0.0.3"], "asked anew");
-        book.say(&["10.0.0.4:80"]);
+        assert_eq!(book.asked(), 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_hangs_stops_nobody_who_knows_an_address() {
+        let (name, book) = name(30);
+        book.say(&["10.0.0.1:80"]);
+        ips(&name).await;
+        book.hangs.store(true, std::sync::atomic::Ordering::Relaxed);
+        let clock = crate::clock::Clock::start();
+        let passed = || clock.now().as_secs();
         pass(100).await;
+        let mut follows = Box::pin(name.look_up());
+        assert!(futures_util::poll!(follows.as_mut()).is_pending());
+        assert_eq!(ips(&name).await, ["10.0.0.1"]);
+        assert_eq!(passed(), 100);
         name.doubt();
-        assert_eq!(ips(&name).await, ["10.0.0.4"]);
+        let all = (0..100).map(|_| ips(&name));
+        for ips in futures_util::future::join_all(all).await {
+            assert_eq!(ips, ["10.0.0.1"]);
+        }
+        assert_eq!(passed(), 101, "a moment's hope");
+        assert_eq!(book.asked(), 2, "one at a time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_comes_while_another_asks_takes_its_answer() {
+        let (name, book) = name(30);
+        book.say(&["10.0.0.1:80"]);
+        let all = (0..100).map(|_| ips(&name));
+        for ips in futures_util::future::join_all(all).await {
+            assert_eq!(ips, ["10.0.0.1"]);
+        }
+        assert_eq!(book.asked(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -278,7 +331,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(ips(&name).await[2], "10.0.0.2");
         }
-        pass(31).await;
+        assert!(name.look_up().await.is_ok());
         let mut firsts = BTreeSet::new();
         for _ in 0..3 {
             firsts.insert(ips(&name).await[0].clone());
@@ -312,7 +365,7 @@ mod tests {
         assert_eq!(present().await, None, "no answer says nothing");
         book.say(&["10.0.0.2:80"]);
         assert_eq!(present().await.unwrap(), ["10.0.0.2", "10.0.0.2"]);
-        let literal = Name::new("[::1]", 80, Duration::from_secs(1), book.clone(), Clock::start());
+        let literal = Name::new("[::1]", 80, Duration::from_secs(1), book.clone());
         assert_eq!(literal.present().await, None);
         assert_eq!(literal.addresses().await.unwrap(), ["[::1]:80".parse().unwrap()]);
     }

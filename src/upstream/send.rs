@@ -82,7 +82,7 @@ impl Upstream {
         workers: usize,
         clock: Clock,
     ) -> Result<Arc<Self>, SetupError> {
-        let dial = Network::new(&params, resolver, clock)?;
+        let dial = Network::new(&params, resolver)?;
         let tls = params.base_url.scheme_str() == Some("https");
         let tunnels = if params.http2 && tls {
             // where TLS settles on HTTP/2, a WebSocket needs a connection that did not
