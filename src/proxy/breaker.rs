@@ -98,10 +98,18 @@ pub(super) fn of_status(status: StatusCode) -> Outcome {
 
 pub(super) fn of_trouble(trouble: &Trouble) -> Outcome {
     match trouble {
-        Trouble::Upstream(Fault::Request(_)) => Outcome::Ignore,
-        Trouble::Upstream(Fault::Garbage(_) | Fault::Unacceptable(_)) => Outcome::Failure,
-        Trouble::Upstream(_) => Outcome::Overload,
+        Trouble::Upstream(fault) => of_fault(fault),
         // the client chose the deadline; a short one must not make the upstream look broken
         _ => Outcome::Ignore,
+    }
+}
+
+/// What it says of the upstream that an attempt, or an answer, broke off so.
+pub(super) fn of_fault(fault: &Fault) -> Outcome {
+    match fault {
+        // how long the whole takes is for the client to choose too, by what it asks for and how it reads
+        Fault::Request(_) | Fault::TotalTimeout(_) => Outcome::Ignore,
+        Fault::Garbage(_) | Fault::Unacceptable(_) => Outcome::Failure,
+        _ => Outcome::Overload,
     }
 }

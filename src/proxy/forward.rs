@@ -92,16 +92,13 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
     let mut trace = Trace::default();
     let sent = {
         let params = upstream.params();
-        let patience = match params.total_timeout {
-            total if total.is_zero() => params.first_byte_timeout,
-            total => total.min(params.first_byte_timeout),
-        };
+        let patience = params.first_byte_timeout;
         let sending = upstream.send(shared.parts.worker, head, payload, patience, repeat, &mut trace);
-        match answer_by {
+        match latest(began, params.total_timeout, answer_by) {
             None => sending.await.map_err(trouble),
-            Some(by) => match tokio::time::timeout_at(clock.instant(by), sending).await {
+            Some((at, late)) => match tokio::time::timeout_at(clock.instant(at), sending).await {
                 Ok(sent) => sent.map_err(trouble),
-                Err(_) => Err(Trouble::DeadlinePassed),
+                Err(_) => Err(late),
             },
         }
     };
@@ -124,6 +121,13 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
             Err(Unanswered { trouble, permit, waited, exchange })
         }
     }
+}
+
+/// The moment after which no head is wanted any more, however the request's body still moves, and whose word that is.
+fn latest(began: MonoTime, total: Duration, answer_by: Option<MonoTime>) -> Option<(MonoTime, Trouble)> {
+    let total = (!total.is_zero()).then(|| (began + total, Trouble::Upstream(Fault::TotalTimeout(total))));
+    let by = answer_by.map(|by| (by, Trouble::DeadlinePassed));
+    total.into_iter().chain(by).min_by_key(|(at, _)| *at)
 }
 
 /// Asks for the model by the name that this upstream knows it under.

@@ -22,7 +22,7 @@ use tower::Service;
 
 use crate::clock::Clock;
 use crate::policy::units::{MonoTime, Outcome};
-use crate::proxy::breaker::of_status;
+use crate::proxy::breaker::{of_fault, of_status};
 use crate::proxy::exchange::{Admitted, Exchange, Failure};
 use crate::proxy::forward::Answer;
 use crate::proxy::respond::broken_stream;
@@ -204,7 +204,7 @@ impl Metered {
             exchange.read(permit.costs(), false);
             exchange.record.ended = if self.alone { Ended::Cancelled } else { Ended::Aborted };
             exchange.record.reason = Some(code);
-            permit.finish(Outcome::Overload, None);
+            permit.finish(of_fault(&fault), None);
         }
         tracing::debug!(%fault, "response broke off");
         if self.events {

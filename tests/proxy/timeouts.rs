@@ -1,6 +1,6 @@
 //! How long a whole answer may take.
 
-use crate::support::{Setup, Upstream};
+use crate::support::{JSON, Raw, Setup, Upstream, within};
 
 #[tokio::test]
 async fn a_response_that_is_not_over_in_time_breaks_off() {
@@ -42,4 +42,47 @@ async fn it_also_bounds_the_wait_for_the_head_and_a_silent_body() {
     call.wire.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
     assert_eq!(client.head().await.status(), 200);
     assert_eq!(client.rest().await, b"half");
+}
+
+#[tokio::test]
+async fn it_says_nothing_of_the_upstream_and_is_not_tried_again() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4)
+        .set("upstream.0.total_timeout", "200ms")
+        .set("breaker.failures", 1)
+        .set("retry.budget", 500)
+        .set("retry.backoff", "1ms")
+        .before(upstream.address);
+    for head in ["", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"] {
+        let mut client = proxy.chat(&[]).await;
+        let mut call = upstream.next().await;
+        call.wire.send(head).await;
+        client.head().await;
+        call.wire.ends().await;
+        proxy.in_flight(0).await;
+        assert!(upstream.is_quiet());
+    }
+    assert_eq!(proxy.metric("tidegate_breaker_transitions_total", "").await, 0.0);
+}
+
+#[tokio::test]
+async fn an_upload_that_still_moves_does_not_outlast_it() {
+    let upstream = Raw::start().await;
+    let proxy = Setup::permits(4).set("upstream.0.total_timeout", "300ms").before(upstream.address);
+    let mut client = proxy.connect().await;
+    let head = format!("POST /v1/files HTTP/1.1\r\nhost: a\r\n{JSON}\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send(head).await;
+    let mut wire = upstream.accept().await;
+    wire.head().await;
+    let moving = async {
+        loop {
+            client.send("1\r\nx\r\n").await;
+            if wire.try_chunk().await.is_none() {
+                return;
+            }
+        }
+    };
+    within("the upload's end", moving).await;
+    let answer = client.response().await;
+    assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
 }
