@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tidegate::policy::admission::{Queue, Waiting};
-use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params, RetryCause};
+use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Lost, Params, RetryCause};
 use tidegate::policy::predict::{Decision, Direction, Reason, Wall};
 use tidegate::policy::supply::{Breaker, Verdict};
 use tidegate::policy::units::{ModelId, MonoTime, Outcome, Priority, Refusal, TenantId, Ticket, Tokens};
@@ -130,6 +130,9 @@ fn any_event() -> impl Strategy<Value = Event> {
             |(ticket, outcome, retry_after)| Event::Retry { ticket, outcome, cause: RetryCause::Reset, retry_after }
         ),
         1 => ticket().prop_map(Event::Unauthorized),
+        1 => (ticket(), any::<bool>()).prop_map(
+            |(ticket, late)| Event::Lost(ticket, if late { Lost::TimedOut } else { Lost::Unsent })
+        ),
         4 => (ticket(), outcome()).prop_map(|(ticket, outcome)| Event::Finish(ticket, outcome, None)),
         2 => Just(Event::Tick),
         1 => decision.prop_map(Event::Install),

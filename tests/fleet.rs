@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params, RetryCause};
+use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Lost, Params, RetryCause};
 use tidegate::policy::predict::{self, PolicyKind};
 use tidegate::policy::supply::pace::RateLimits;
 use tidegate::policy::supply::{self, BreakerParams, ConcurrencyMode, EndpointParams, Member};
@@ -481,6 +481,7 @@ fn what_never_left_is_not_charged() {
     w.step(&Step::Arrive { model: 0, tenant: 0, cost: 300, unqueued: false, patience: None });
     let ticket = *w.flights.keys().next().unwrap();
     assert!(left(&w) < before.map(|n| n - 200.0), "{:?} of {before:?}", left(&w));
+    w.send(Event::Lost(ticket, Lost::Unsent));
     let (outcome, cause) = (Outcome::Overload, RetryCause::Connect);
     w.send(Event::Retry { ticket, outcome, cause, retry_after: Some(Duration::from_secs(1)) });
     assert!(left(&w) >= before.map(|n| n - 20.0), "{:?} of {before:?}", left(&w));

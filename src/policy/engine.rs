@@ -23,7 +23,7 @@ mod view;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use event::{Arrival, Effect, Event, Kind, Params, Status};
+pub use event::{Arrival, Effect, Event, Kind, Lost, Params, Status};
 pub use retry::RetryCause;
 
 use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
@@ -141,6 +141,7 @@ impl Engine {
                 self.queue.remove(ticket);
             }
             Event::FirstByte { ticket, alive } => self.first_byte(now, ticket, alive),
+            Event::Lost(ticket, lost) => self.lost(now, ticket, lost),
             Event::AttemptEnd(ticket, outcome) => self.attempt_ended(now, ticket, outcome, effects),
             Event::Limits(ticket, limits) => {
                 if let Some(flight) = self.flights.get(&ticket) {

@@ -2,7 +2,8 @@
 //!
 //! The verdict is the permit itself: the gate admits nothing that the breaker does not let pass, and
 //! makes exactly one request the probe. What this layer adds is the other half: it tells the gate how
-//! the attempt went as soon as that is known, long before a stream has ended.
+//! the attempt went as soon as that is known, long before a stream has ended, and whether or not the request is tried
+//! again.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,11 +13,12 @@ use std::task::{Context, Poll};
 use hyper::StatusCode;
 use tower::Service;
 
+use crate::policy::engine::Lost;
 use crate::policy::units::Outcome;
 use crate::proxy::exchange::{Attempt, Exchange};
 use crate::proxy::forward::{Answer, Unanswered};
 use crate::proxy::respond::Trouble;
-use crate::proxy::{Shared, limits};
+use crate::proxy::{Permit, Shared, limits};
 use crate::upstream::Fault;
 
 /// Makes [`Breaker`].
@@ -62,6 +64,11 @@ where
                 Ok(mut answer) => {
                     let status = answer.head.status;
                     count(&answer.exchange, Some(status.as_u16()));
+                    if status == StatusCode::UNAUTHORIZED
+                        && shared.is_ours(answer.group, answer.permit.place())
+                    {
+                        answer.permit.unauthorized();
+                    }
                     limits::tell(&mut answer, &shared.parts.routes.faults_told);
                     answer.permit.first_byte(status.as_u16() < 500);
                     match of_status(status) {
@@ -72,6 +79,9 @@ where
                     Ok(answer)
                 }
                 Err(unanswered) => {
+                    if let Trouble::Upstream(fault) = &unanswered.trouble {
+                        tell_lost(&unanswered.permit, fault);
+                    }
                     let outcome = of_trouble(&unanswered.trouble);
                     // what the client made fail says nothing of the upstream
                     if outcome != Outcome::Ignore {
@@ -82,6 +92,15 @@ where
                 }
             }
         })
+    }
+}
+
+/// Tells the gate where the request never got to the upstream, or waited for its answer in vain.
+pub(super) fn tell_lost(permit: &Permit, fault: &Fault) {
+    match fault {
+        Fault::Connect(_) | Fault::ConnectTimeout(_) => permit.lost(Lost::Unsent),
+        Fault::FirstByteTimeout(_) => permit.lost(Lost::TimedOut),
+        _ => {}
     }
 }
 

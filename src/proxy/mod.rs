@@ -63,7 +63,7 @@ pub use scan::{Head, scan};
 pub use usage::Costs;
 
 use crate::clock::Clock;
-use crate::policy::units::EndpointId;
+use crate::policy::units::{EndpointId, Place};
 use crate::telemetry::WorkerTelemetry;
 use crate::upstream::Upstream;
 
@@ -129,6 +129,11 @@ impl Shared {
 
     fn endpoint(&self, group: usize, id: EndpointId) -> Option<&Arc<Upstream>> {
         self.parts.routes.groups().get(group)?.endpoint(id)
+    }
+
+    /// The key of such an attempt is the endpoint's own, not its client's.
+    fn is_ours(&self, group: usize, place: Place) -> bool {
+        self.endpoint(group, place.endpoint).is_some_and(|e| e.authorization(place.key).is_some())
     }
 
     fn upstream_labels(&self, group: usize, id: EndpointId) -> Option<&UpstreamLabels> {

@@ -15,13 +15,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Limited};
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response, Uri};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::{Map, Value, json};
 use tower::Service;
 
 use crate::policy::engine::Arrival;
 use crate::policy::units::Outcome;
-use crate::proxy::breaker::of_status;
+use crate::proxy::breaker::{of_fault, of_status, tell_lost};
 use crate::proxy::exchange::{Classified, Failure};
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Body, Group, Permit, Shared};
@@ -168,11 +168,15 @@ async fn ask(
     let response = match sending.await {
         Ok(response) => response,
         Err(fault) => {
-            permit.finish(Outcome::Overload, None);
+            tell_lost(&permit, &fault);
+            permit.finish(of_fault(&fault), None);
             return Err(fault.to_string());
         }
     };
     let status = response.status();
+    if status == StatusCode::UNAUTHORIZED && upstream.authorization(permit.place().key).is_some() {
+        permit.unauthorized();
+    }
     permit.first_byte(status.as_u16() < 500);
     let body = Limited::new(response.into_body(), MAX_LIST).collect().await;
     let Ok(body) = body else {

@@ -192,14 +192,10 @@ struct Rules<'p> {
 
 impl Rules<'_> {
     fn after_answer(&self, shared: &Shared, answer: &Answer) -> Option<RetryCause> {
-        let (status, place) = (answer.head.status, answer.permit.place());
+        let status = answer.head.status;
         if status == StatusCode::UNAUTHORIZED {
             // a client's own key is the client's to mend
-            let ours = shared.endpoint(answer.group, place.endpoint)?.authorization(place.key).is_some();
-            return ours.then(|| {
-                answer.permit.unauthorized();
-                RetryCause::Key
-            });
+            return shared.is_ours(answer.group, answer.permit.place()).then_some(RetryCause::Key);
         }
         let refused = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         ((self.twice || refused) && self.params.covers(status.as_u16())).then_some(RetryCause::Status)

@@ -52,3 +52,36 @@ async fn a_single_key_that_is_refused_and_a_client_s_own_pass_untouched() {
         assert!(upstream.is_quiet());
     }
 }
+
+#[tokio::test]
+async fn a_refused_key_rests_also_where_the_request_cannot_go_again() {
+    let mut upstream = Upstream::start().await;
+    for no_retries in [("limits.replay_bytes", "1"), ("retry.backoff", "")] {
+        let proxy = two().set(no_retries.0, no_retries.1).before(upstream.address);
+        for (key, status) in [("a", 401), ("b", 200), ("b", 200), ("b", 200)] {
+            let mut client = proxy.chat(&[]).await;
+            let call = upstream.next().await;
+            assert_eq!(call.request.get("authorization"), Some(&*format!("Bearer sk-{key}")));
+            call.answer(status, &[], b"").await;
+            assert_eq!(client.response().await.status(), status);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_refused_the_list_of_models_rests_too() {
+    let (mut upstream, mut other) = (Upstream::start().await, Upstream::start().await);
+    let proxy = two()
+        .set("upstream.1.name", "other")
+        .set("upstream.1.base_url", format!("http://{}/v1", other.address))
+        .set("upstream.1.models", "llama")
+        .before(upstream.address);
+    let mut client = proxy.connect().await;
+    client.send(crate::support::request("GET", "/v1/models", &[], b"")).await;
+    let call = upstream.next().await;
+    assert_eq!(call.request.get("authorization"), Some("Bearer sk-a"));
+    call.answer(401, &[], b"{}").await;
+    other.next().await.answer(200, &[], br#"{"data":[]}"#).await;
+    assert_eq!(client.response().await.status(), 200);
+    assert_eq!(proxy.metric("tidegate_upstream_keys_resting", "").await, 1.0);
+}

@@ -167,3 +167,19 @@ async fn a_client_that_leaves_between_two_tries_leaves_nothing_behind() {
     assert_eq!(proxy.metric("tidegate_in_flight", "").await, 0.0);
     assert!(upstream.is_quiet());
 }
+
+#[tokio::test]
+async fn what_never_got_there_is_not_charged_even_if_it_cannot_go_again() {
+    let proxy = eager()
+        .set("limits.replay_bytes", 1)
+        .set("upstream.0.requests_per_minute", 600)
+        .before(nobody().await);
+    let left = async || {
+        assert_eq!(proxy.chat(&[]).await.response().await.status(), 502);
+        proxy.metric("tidegate_upstream_ratelimit_remaining", "kind=\"requests\"").await
+    };
+    let full = left().await;
+    for _ in 0..4 {
+        assert!(left().await >= full);
+    }
+}

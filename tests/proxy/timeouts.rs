@@ -86,3 +86,22 @@ async fn an_upload_that_still_moves_does_not_outlast_it() {
     let answer = client.response().await;
     assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
 }
+
+#[tokio::test]
+async fn heads_that_never_come_lower_the_learned_limit_whether_or_not_the_requests_go_again() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::default()
+        .set("upstream.0.first_byte_timeout", "200ms")
+        .set("limits.replay_bytes", 1)
+        .before(upstream.address);
+    let before = proxy.metric("tidegate_upstream_limit", "").await;
+    let (mut clients, mut calls) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        clients.push(proxy.chat(&[]).await);
+        calls.push(upstream.next().await);
+    }
+    for mut client in clients {
+        assert_eq!(client.response().await.status(), 504);
+    }
+    proxy.until("tidegate_upstream_limit", "", |n| n < before).await;
+}

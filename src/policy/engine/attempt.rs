@@ -1,6 +1,6 @@
 //! An attempt's life after its admission: its head, its end, and what that says of the endpoint.
 
-use crate::policy::engine::{Effect, Engine, Kind};
+use crate::policy::engine::{Effect, Engine, Kind, Lost};
 use crate::policy::units::{MonoTime, Outcome, Refusal, Sample, Ticket};
 
 impl Engine {
@@ -11,6 +11,14 @@ impl Engine {
         }
         flight.alive.get_or_insert(alive);
         self.fleet.head(now, &flight.attempt, alive, flight.refused, &mut self.reports);
+    }
+
+    pub(super) fn lost(&mut self, now: MonoTime, ticket: Ticket, lost: Lost) {
+        let Some(flight) = self.flights.get(&ticket) else { return };
+        match lost {
+            Lost::Unsent => self.fleet.never_sent(now, &flight.attempt),
+            Lost::TimedOut => self.fleet.timed_out(now, &flight.attempt),
+        }
     }
 
     pub(super) fn attempt_ended(

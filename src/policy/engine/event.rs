@@ -43,6 +43,15 @@ impl Kind {
     }
 }
 
+/// Why no head came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The upstream has not seen the request.
+    Unsent,
+    /// It did not answer in time.
+    TimedOut,
+}
+
 /// A request as the engine sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
@@ -93,6 +102,8 @@ pub enum Event {
     Server(EndpointId, ServerLoad),
     /// An active check of an endpoint passed, or failed.
     Checked(EndpointId, bool),
+    /// No head came, for a reason that says more than the outcome. Comes before its [`Event::AttemptEnd`].
+    Lost(Ticket, Lost),
     /// The attempt is decided before the request is over: a failure before or at the head.
     AttemptEnd(Ticket, Outcome),
     /// The endpoint's own key was refused.

@@ -57,16 +57,6 @@ impl Engine {
         retry_after: Option<Duration>,
         effects: &mut Vec<Effect>,
     ) {
-        if cause == RetryCause::Timeout
-            && let Some(flight) = self.flights.get(&ticket)
-        {
-            self.fleet.timed_out(now, &flight.attempt);
-        }
-        if cause == RetryCause::Connect
-            && let Some(flight) = self.flights.get(&ticket)
-        {
-            self.fleet.never_sent(now, &flight.attempt);
-        }
         self.attempt_ended(now, ticket, outcome, effects);
         let Some(request) = self.again(now, ticket, outcome, cause, retry_after) else {
             return effects.push(Effect::GivenUp(ticket));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{After, Gate, Refused, Verdict, Wait};
-use crate::policy::engine::{Event, RetryCause};
+use crate::policy::engine::{Event, Lost, RetryCause};
 use crate::policy::supply::pace::RateLimits;
 use crate::policy::units::{Outcome, Place, Refusal, Sample, Ticket, Tokens};
 use crate::proxy::usage::Costs;
@@ -50,6 +50,11 @@ impl Permit {
     /// The response's head is there.
     pub fn first_byte(&self, alive: bool) {
         self.gate.event(Event::FirstByte { ticket: self.ticket, alive });
+    }
+
+    /// No head came, for a reason that is known.
+    pub fn lost(&self, lost: Lost) {
+        self.gate.event(Event::Lost(self.ticket, lost));
     }
 
     /// The attempt is decided, though the request is not over.
