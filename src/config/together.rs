@@ -1,5 +1,5 @@
-//! What can only be wrong between upstreams (names, models that two groups want, tiers with a gap), and between
-//! them and other sections.
+//! What can only be wrong between upstreams (names, models that two groups want, tiers with a gap, clients' keys that
+//! would go to several providers), and between them and other sections.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::policy::supply::{ConcurrencyMode, Routing};
 use crate::upstream::Params;
 
 /// Adds every fault that no single `[[upstream]]` has.
-pub(super) fn check(reader: &mut Reader, upstreams: &[Params]) {
+pub(super) fn check(reader: &mut Reader, upstreams: &[Params], warnings: &mut Vec<String>) {
     names(reader, upstreams);
     // of a list that could not be read its default stands in, which says nothing about the others
     let (unread, read): (Vec<usize>, Vec<usize>) =
@@ -35,7 +35,10 @@ pub(super) fn check(reader: &mut Reader, upstreams: &[Params]) {
         list.sort();
         groups.entry(list).or_default().push(*at);
     }
-    groups.values().for_each(|group| tiers(reader, upstreams, group, &unread));
+    for group in groups.values() {
+        tiers(reader, upstreams, group, &unread);
+        warnings.extend(strangers(upstreams, group));
+    }
 }
 
 /// Adds the faults between the upstreams and other sections, and warns of what never comes into force.
@@ -104,5 +107,43 @@ fn tiers(reader: &mut Reader, upstreams: &[Params], group: &[usize], unread: &[u
             );
             reader.fault(&key(*at, "tier"), message);
         }
+    }
+}
+
+/// Upstreams of different hosts, none of which has a key of its own: whatever key a client sends, each of them sees it.
+fn strangers(upstreams: &[Params], group: &[usize]) -> Option<String> {
+    let mut keyless =
+        group.iter().filter_map(|at| upstreams.get(*at)).filter(|upstream| upstream.takes_clients_keys());
+    let first = keyless.next()?;
+    let other = keyless.find(|upstream| !upstream.is_of_one_house_with(first))?;
+    Some(format!(
+        "upstreams {:?} and {:?} have the same models, different hosts and no api_key: each client's own key goes to \
+         both, and a request with a key is not tried again; give them keys, or models that differ",
+        first.name, other.name
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::Secret;
+
+    #[test]
+    fn keys_of_clients_that_would_go_to_several_providers_are_warned_of() {
+        let warned = |hosts: &[(&str, bool)]| {
+            let upstream = |(host, keyless): &(&str, bool)| Params {
+                name: (*host).to_owned(),
+                base_url: format!("https://{host}/v1").parse().unwrap(),
+                api_key: (!keyless).then(|| Secret::new("k".into())),
+                ..Params::default()
+            };
+            let upstreams: Vec<Params> = hosts.iter().map(upstream).collect();
+            strangers(&upstreams, &(0..upstreams.len()).collect::<Vec<_>>())
+        };
+        let told = warned(&[("a.example", true), ("c.example", false), ("b.example", true)]).unwrap();
+        assert!(told.starts_with("upstreams \"a.example\" and \"b.example\" have the same models"), "{told}");
+        assert_eq!(warned(&[("a.example", true), ("b.example", false)]), None);
+        assert_eq!(warned(&[("a.example", true), ("a.example", true)]), None);
+        assert_eq!(warned(&[("10.0.0.1", true), ("10.0.0.2", true)]), None);
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn read(reader: &mut Reader, vault: &Vault<'_>, warnings: &mut Vec<St
     let upstreams: Vec<Params> = sections
         .map(|section| one(reader, vault, warnings, &section, described.is_some_and(|n| n > 0)))
         .collect();
-    together::check(reader, &upstreams);
+    together::check(reader, &upstreams, warnings);
     upstreams
 }
 

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! may be sent twice = its body is kept (limits.replay_bytes, no upload that passes through)
+//!                   ∧ it has no client's own key that another endpoint of its group is not to see
 //!                   ∧ ( GET, HEAD, inference that leaves nothing behind, or an Idempotency-Key
 //!                     ∨ it was proven unsent, or refused (401, 429, 503) )
 //! ```
@@ -29,8 +30,8 @@ use crate::proxy::breaker::{of_status, of_trouble};
 use crate::proxy::exchange::{Admitted, Attempt, Exchange, Failure, Model};
 use crate::proxy::forward::{Answer, Unanswered};
 use crate::proxy::respond::Trouble;
-use crate::proxy::{Pending, Permit, Refused, Shared};
-use crate::upstream::{Fault, OnDisconnect, Payload, Repeat, ReplyBody, clean_request};
+use crate::proxy::{Group, Pending, Permit, Refused, Shared};
+use crate::upstream::{Fault, OnDisconnect, Payload, Repeat, ReplyBody, clean_request, has_key};
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// A refused attempt's answer up to this long is read to its end, so that its connection can be used again.
@@ -97,7 +98,10 @@ where
             || matches!(head.method, Method::GET | Method::HEAD)
             || (head.method == Method::POST && head.headers.contains_key(&IDEMPOTENCY_KEY)),
     };
-    let kept = kept && request.upgrade.is_none() && !rules.params.backoff.is_empty();
+    let group = shared.parts.routes.groups().get(request.group);
+    // where it would go next is the gate's word
+    let confided = group.is_some_and(Group::has_strangers) && has_key(&head.headers);
+    let kept = kept && request.upgrade.is_none() && !rules.params.backoff.is_empty() && !confided;
     let mut next = Attempt {
         head,
         payload: request.payload,

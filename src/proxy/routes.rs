@@ -16,6 +16,7 @@ pub struct Group {
     name: Arc<str>,
     gate: Arc<Gate>,
     endpoints: Vec<Arc<Upstream>>,
+    strangers: bool,
 }
 
 impl Group {
@@ -23,7 +24,10 @@ impl Group {
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>, gate: Arc<Gate>, endpoints: Vec<Arc<Upstream>>) -> Self {
         endpoints.iter().for_each(|endpoint| gate.costs().keep(endpoint.params().named_models()));
-        Self { name: name.into(), gate, endpoints }
+        let mut keyless = endpoints.iter().map(|e| e.params()).filter(|params| params.takes_clients_keys());
+        let first = keyless.next();
+        let strangers = keyless.any(|params| first.is_some_and(|first| !first.is_of_one_house_with(params)));
+        Self { name: name.into(), gate, endpoints, strangers }
     }
 
     /// Its name on metrics and in logs.
@@ -42,6 +46,11 @@ impl Group {
     #[must_use]
     pub fn endpoints(&self) -> &[Arc<Upstream>] {
         &self.endpoints
+    }
+
+    /// Clients' own keys pass to endpoints of different houses: what was meant for one is not to be tried on another.
+    pub(super) fn has_strangers(&self) -> bool {
+        self.strangers
     }
 
     pub(super) fn endpoint(&self, id: EndpointId) -> Option<&Arc<Upstream>> {
@@ -101,5 +110,36 @@ impl Routes {
             Some(model) => self.routing.group_of(model),
             None => Some(self.routing.default_group()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::policy::engine;
+    use crate::upstream::{Params, Secret};
+
+    #[test]
+    fn endpoints_are_strangers_where_clients_keys_pass_to_different_houses() {
+        let strangers = |endpoints: &[(&str, Option<&str>)]| {
+            let clock = Clock::start();
+            let endpoint = |(url, key): &(&str, Option<&str>)| {
+                let api_key = key.map(|key| Secret::new(key.to_owned()));
+                let params = Params { base_url: url.parse().unwrap(), api_key, ..Params::default() };
+                let dial = Box::new(
+                    crate::upstream::Network::new(&params, Arc::new(crate::upstream::System)).unwrap(),
+                );
+                Upstream::with_dial(params, dial, 1, clock).unwrap()
+            };
+            let gate = Gate::new(engine::Params::default(), clock, |_| {});
+            Group::new("g", gate, endpoints.iter().map(endpoint).collect()).has_strangers()
+        };
+        let (a, b) = ("http://a.example/v1", "http://b.example/v1");
+        assert!(!strangers(&[(a, None)]) && !strangers(&[(a, None), (b, None)]), "servers of one's own");
+        let (a, b) = ("https://a.example/v1", "https://b.example/v1");
+        assert!(strangers(&[(a, None), (b, None)]) && strangers(&[(a, None), (a, Some("k")), (b, None)]));
+        assert!(!strangers(&[(a, None), (a, None)]) && !strangers(&[(a, None), (b, Some("k"))]));
+        assert!(!strangers(&[(a, Some("k")), (b, Some("l"))]));
     }
 }

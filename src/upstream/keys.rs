@@ -32,6 +32,12 @@ pub fn set_key(headers: &mut HeaderMap, key: &HeaderValue) {
     headers.insert(header::AUTHORIZATION, key.clone());
 }
 
+/// Whether the client sent a key of its own.
+#[must_use]
+pub fn has_key(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::AUTHORIZATION) || OTHER_KEYS.iter().any(|name| headers.contains_key(name))
+}
+
 /// The values of `Authorization` for its keys, in the file's order.
 pub(super) fn authorizations(params: &Params) -> Result<Vec<HeaderValue>, SetupError> {
     let value = |key: &crate::upstream::Secret| {

@@ -26,7 +26,7 @@ pub use check::Unwell;
 pub use connect::{Dial, Dialing, Dialled, Io, Network, Present};
 pub use fault::{Fault, Paused, SetupError};
 pub use headers::{clean_request, clean_response, is_upgrade};
-pub use keys::{OTHER_KEYS, set_key};
+pub use keys::{OTHER_KEYS, has_key, set_key};
 pub use names::{Resolve, Resolving, System, follow_dns};
 pub use params::{BOTH_KEYS, OnDisconnect, Params, Secret, ServerMetrics};
 pub use prewarm::keep_warm;

@@ -214,6 +214,20 @@ impl Params {
         self.api_key.iter().chain(&self.api_keys).filter(|key| !key.reveal().is_empty())
     }
 
+    /// Whether each client's own key passes to it.
+    #[must_use]
+    pub fn takes_clients_keys(&self) -> bool {
+        self.keys().next().is_none()
+    }
+
+    /// Whether a client's key that is meant for the one may as well go to the other: it is the same host, or both
+    /// are servers of one's own, where the key is a word that nobody looks at.
+    #[must_use]
+    pub fn is_of_one_house_with(&self, other: &Self) -> bool {
+        let host = |params: &Self| params.base_url.host().map(str::to_ascii_lowercase);
+        host(self) == host(other) || (self.looks_self_hosted() && other.looks_self_hosted())
+    }
+
     /// The models that its settings name whole.
     pub fn named_models(&self) -> impl Iterator<Item = &str> {
         let patterns = self.supply.models.iter().filter(|pattern| !pattern.ends_with('*'));
@@ -376,6 +390,18 @@ mod tests {
         {
             assert!(!own(url), "{url}");
         }
+    }
+
+    #[test]
+    fn a_client_s_key_is_for_one_house() {
+        let one = |a: &'static str, b: &'static str| {
+            let of = |url| Params { base_url: Uri::from_static(url), ..Params::default() };
+            of(a).is_of_one_house_with(&of(b))
+        };
+        assert!(one("http://10.0.0.1:8000/v1", "http://10.0.0.2:8000/v1"));
+        assert!(one("https://api.openai.com/v1", "https://API.openai.com/v2"));
+        assert!(!one("https://api.openai.com/v1", "https://openrouter.ai/api/v1"));
+        assert!(!one("https://api.openai.com/v1", "http://10.0.0.1:8000/v1"));
     }
 
     #[test]
