@@ -19,6 +19,7 @@ use crate::policy::units::Outcome;
 use crate::proxy::breaker::of_trouble;
 use crate::proxy::exchange::Exchange;
 use crate::proxy::forward::{Answer, Tunnel, Unanswered};
+use crate::proxy::intake::Held;
 use crate::proxy::meter::{Metered, abandoned};
 use crate::proxy::{Permit, Shared};
 use crate::telemetry::Ended;
@@ -98,14 +99,17 @@ impl Tunnels {
         });
     }
 
-    /// Sees an attempt through whose client left before there was an answer, and reads that one to its end.
+    /// Sees an attempt through whose client left before there was an answer, and reads that one to its end. The
+    /// memory of its body is held for as long.
     pub(super) fn see_through(
         &self,
         shared: Arc<Shared>,
         limit: Duration,
+        memory: Option<Held>,
         attempt: impl Future<Output = Result<Answer, Unanswered>> + Send + 'static,
     ) {
         self.leave_behind(limit, async move {
+            let _memory = memory;
             match attempt.await {
                 Ok(answer) => {
                     if let Some(metered) = abandoned(&shared, answer) {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -122,6 +123,8 @@ pub(super) struct Attempt {
     pub(super) model: Option<Model>,
     /// Whether a pooled connection that turns out dead may be replaced.
     pub(super) repeat: Repeat,
+    /// Becomes true when it is put on a connection, where somebody has to know.
+    pub(super) sent: Option<Arc<AtomicBool>>,
     pub(super) answer_by: Option<MonoTime>,
     pub(super) permit: Permit,
     pub(super) waited: Option<Duration>,

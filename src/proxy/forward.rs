@@ -66,9 +66,8 @@ impl Service<Attempt> for Forward {
 
 async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unanswered> {
     let clock = shared.parts.clock;
-    let Attempt { mut head, mut payload, upgrade, group, model, repeat, answer_by, permit, waited, exchange } =
-        attempt;
-    let mut exchange = exchange;
+    let Attempt { mut head, mut payload, upgrade, group, model, repeat, sent, answer_by, .. } = attempt;
+    let (permit, waited, mut exchange) = (attempt.permit, attempt.waited, attempt.exchange);
     let place = permit.place();
     let Some(upstream) = shared.endpoint(group, place.endpoint) else {
         // the gate's endpoints and the group's are made from one list
@@ -89,7 +88,7 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
     exchange.record.upstream =
         shared.upstream_labels(group, place.endpoint).map(|labels| labels.name.clone());
     exchange.record.dispatched = Some(began);
-    let mut trace = Trace::default();
+    let mut trace = Trace { sent, ..Trace::default() };
     let sent = {
         let params = upstream.params();
         let patience = params.first_byte_timeout;

@@ -168,7 +168,8 @@ impl Metered {
         if !params.total_timeout.is_zero() {
             self.total = began.map(|began| (began + params.total_timeout, params.total_timeout));
         }
-        if params.on_disconnect == OnDisconnect::Drain {
+        let tells = self.held.as_ref().is_some_and(|(_, exchange)| exchange.reading.is_some());
+        if tells && params.on_disconnect == OnDisconnect::Drain {
             self.drain = Some((tunnels.clone(), params.drain_limit));
         }
     }

@@ -14,6 +14,7 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::policy::units::MonoTime;
 use crate::proxy::breaker::{of_status, of_trouble};
 use crate::proxy::exchange::{Admitted, Attempt, Exchange, Failure, Model};
 use crate::proxy::forward::{Answer, Unanswered};
+use crate::proxy::intake::Held;
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Group, Pending, Permit, Refused, Shared};
 use crate::upstream::{Fault, OnDisconnect, Payload, Repeat, ReplyBody, clean_request, has_key};
@@ -82,7 +84,7 @@ where
     let mut head = request.head;
     clean_request(&mut head.headers, request.upgrade.is_some());
     // an attempt holds a copy of the body: the memory it takes is let go of with the last one
-    let _memory = request.memory;
+    let mut memory = request.memory;
     let kept = request.arrival.bytes <= shared.parts.params.replay_bytes;
     let repeat = if !kept {
         Repeat::Never
@@ -109,6 +111,7 @@ where
         group: request.group,
         model: request.model,
         repeat,
+        sent: None,
         answer_by: request.answer_by,
         permit,
         waited,
@@ -119,7 +122,11 @@ where
         let drain = drain_limit(&shared, &next);
         let ended = match drain {
             None => inner.call(next).await,
-            Some(limit) => Kept { attempt: Some(Box::pin(inner.call(next))), shared: &shared, limit }.await,
+            Some(limit) => {
+                let sent = next.sent.insert(Arc::default()).clone();
+                let attempt = Some(Box::pin(inner.call(next)));
+                Kept { attempt, sent, memory: &mut memory, shared: &shared, limit }.await
+            }
         };
         let Some(copy) = copy else { return ended.map_err(given_up) };
         let again = match ended {
@@ -149,16 +156,19 @@ where
     }
 }
 
-/// How long this attempt goes on after its client has left; `None`: not at all.
+/// How long this attempt goes on after its client has left; `None`: not at all, since its answer will tell of no
+/// usage.
 fn drain_limit(shared: &Shared, attempt: &Attempt) -> Option<Duration> {
     let params = shared.endpoint(attempt.group, attempt.permit.place().endpoint)?.params();
-    let drains = params.on_disconnect == OnDisconnect::Drain && attempt.upgrade.is_none();
+    let drains = params.on_disconnect == OnDisconnect::Drain && attempt.exchange.expected.is_some();
     drains.then_some(params.drain_limit)
 }
 
-/// An attempt that goes on without its client.
+/// An attempt that goes on without its client, if the upstream has seen it.
 struct Kept<'s, F: Future<Output = Result<Answer, Unanswered>> + Send + 'static> {
     attempt: Option<Pin<Box<F>>>,
+    sent: Arc<AtomicBool>,
+    memory: &'s mut Option<Held>,
     shared: &'s Arc<Shared>,
     limit: Duration,
 }
@@ -176,8 +186,11 @@ impl<F: Future<Output = Result<Answer, Unanswered>> + Send + 'static> Future for
 
 impl<F: Future<Output = Result<Answer, Unanswered>> + Send + 'static> Drop for Kept<'_, F> {
     fn drop(&mut self) {
-        if let Some(attempt) = self.attempt.take() {
-            self.shared.parts.tunnels.see_through(self.shared.clone(), self.limit, attempt);
+        if let Some(attempt) = self.attempt.take()
+            && self.sent.load(Ordering::Relaxed)
+        {
+            let (shared, memory) = (self.shared.clone(), self.memory.take());
+            self.shared.parts.tunnels.see_through(shared, self.limit, memory, attempt);
         }
     }
 }
@@ -279,6 +292,7 @@ impl Copy {
             group: self.group,
             model: self.model,
             repeat: self.repeat,
+            sent: None,
             answer_by: self.answer_by,
             permit,
             waited: waited.map(|waited| waited + more),

@@ -1,7 +1,7 @@
 //! One request, one answer: connect or reuse, send, wait for the head, and judge it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -26,12 +26,24 @@ const MAX_INTERIM: u8 = 8;
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// What happened on the way, for the log.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// Time it took to make a connection, where one was made.
     pub connect: Option<Duration>,
     /// Times the request was put on a connection.
     pub attempts: u32,
+    /// For who may drop the request in the middle, and has to know whether it ever was.
+    pub sent: Option<Arc<AtomicBool>>,
+}
+
+impl Trace {
+    /// The request is put on a connection.
+    pub(super) fn put(&mut self) {
+        self.attempts += 1;
+        if let Some(sent) = &self.sent {
+            sent.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Whether a request may go on a connection that may turn out dead, and so be sent twice.
@@ -275,7 +287,7 @@ impl Upstream {
                 (handle, card)
             }
         };
-        trace.attempts += 1;
+        trace.put();
         let interim = Arc::new((AtomicU8::new(0), Notify::new()));
         let count = interim.clone();
         hyper::ext::on_informational(&mut request, move |_| {
@@ -329,7 +341,7 @@ impl Upstream {
                 }
             }
         };
-        trace.attempts += 1;
+        trace.put();
         let fail = |e| (Fault::before_head(e), reused);
         handle.ready().await.map_err(fail)?;
         let response = handle.send_request(request).await.map_err(fail)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Proxy, Setup, Upstream, response};
+use crate::support::{CHAT, Proxy, Raw, Setup, Upstream, request, response};
 
 fn drains(upstream: &Upstream) -> Proxy {
     Setup::permits(1).set("upstream.0.on_disconnect", "drain").before(upstream.address)
@@ -93,4 +93,62 @@ async fn a_drain_of_the_process_waits_for_it_and_at_last_ends_it() {
     proxy.join().await;
     assert!(clock.now().since(Default::default()) >= Duration::from_millis(250));
     call.wire.ends().await;
+}
+
+#[tokio::test]
+async fn what_tells_of_no_usage_is_not_read_for_nobody() {
+    let mut upstream = Upstream::start().await;
+    let proxy = drains(&upstream);
+    for head in ["", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"] {
+        let mut client = proxy.connect().await;
+        client.send(request("GET", "/v1/files/f/content", &[], b"")).await;
+        let mut call = upstream.next().await;
+        call.wire.send(head).await;
+        if !head.is_empty() {
+            client.head().await;
+        }
+        drop(client);
+        call.wire.ends().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_never_sent_is_not_sent_for_nobody() {
+    let upstream = Raw::start().await;
+    let port = upstream.address.port();
+    let pem = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap().cert.pem();
+    let file = std::env::temp_dir().join(format!("tidegate-ca-{}-{port}.pem", std::process::id()));
+    std::fs::write(&file, pem).unwrap();
+    let proxy = Setup::permits(1)
+        .set("upstream.0.on_disconnect", "drain")
+        .set("upstream.0.ca_file", file.display())
+        .at(&format!("https://localhost:{port}/v1"));
+    std::fs::remove_file(&file).unwrap();
+    let client = proxy.chat(&[]).await;
+    let mut handshake = upstream.accept().await;
+    assert!(handshake.wait().await, "the other side wants TLS");
+    drop(client);
+    proxy.in_flight(0).await;
+    handshake.rest().await;
+}
+
+#[tokio::test]
+async fn a_body_counts_for_as_long_as_it_is_held() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4)
+        .set("upstream.0.on_disconnect", "drain")
+        .set("limits.body_bytes", CHAT.len() + 1)
+        .set("limits.body_memory", CHAT.len() + 1)
+        .before(upstream.address);
+    let client = proxy.chat(&[]).await;
+    let mut call = upstream.next().await;
+    drop(client);
+    assert!(call.wire.is_silent().await, "the request goes on");
+    let answer = proxy.chat(&[]).await.response().await;
+    assert_eq!((answer.status(), answer.code().as_str()), (503, "overloaded"));
+    call.answer(200, &[], b"for nobody").await;
+    proxy.in_flight(0).await;
+    let mut client = proxy.chat(&[]).await;
+    upstream.next().await.answer(200, &[], b"ok").await;
+    assert_eq!(client.response().await.status(), 200);
 }
