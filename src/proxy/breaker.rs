@@ -98,7 +98,7 @@ where
 /// Tells the gate where the request never got to the upstream, or waited for its answer in vain.
 pub(super) fn tell_lost(permit: &Permit, fault: &Fault) {
     match fault {
-        Fault::Connect(_) | Fault::ConnectTimeout(_) => permit.lost(Lost::Unsent),
+        Fault::Connect(_) | Fault::ConnectTimeout(_) | Fault::Unsent(_) => permit.lost(Lost::Unsent),
         Fault::FirstByteTimeout(_) => permit.lost(Lost::TimedOut),
         _ => {}
     }
@@ -128,6 +128,8 @@ pub(super) fn of_fault(fault: &Fault) -> Outcome {
     match fault {
         // how long the whole takes is for the client to choose too, by what it asks for and how it reads
         Fault::Request(_) | Fault::TotalTimeout(_) => Outcome::Ignore,
+        // it answers, and has its reasons
+        Fault::Unsent(_) => Outcome::Ignore,
         Fault::Garbage(_) | Fault::Unacceptable(_) => Outcome::Failure,
         _ => Outcome::Overload,
     }

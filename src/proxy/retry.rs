@@ -223,6 +223,7 @@ impl Rules<'_> {
         match fault {
             Fault::Connect(_) => self.params.on_connect.then_some(RetryCause::Connect),
             Fault::ConnectTimeout(_) => self.params.on_connect.then_some(RetryCause::Timeout),
+            Fault::Unsent(_) => self.params.on_reset.then_some(RetryCause::Reset),
             Fault::Closed(_) => (self.twice && self.params.on_reset).then_some(RetryCause::Reset),
             // it was sent and nothing came of it, as with a reset
             Fault::FirstByteTimeout(_) => (self.twice && self.params.on_reset).then_some(RetryCause::Timeout),

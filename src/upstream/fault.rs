@@ -49,6 +49,9 @@ pub enum Fault {
     /// The connection ended before the head was there.
     #[error("the connection was closed before a response: {0}")]
     Closed(#[source] hyper::Error),
+    /// The upstream said that it has not looked at the request (HTTP/2: RFC 9113 §8.7).
+    #[error("the upstream did not take the request up: {0}")]
+    Unsent(#[source] hyper::Error),
     /// What came is not HTTP.
     #[error("the response is not valid HTTP: {0}")]
     Garbage(#[source] hyper::Error),
@@ -118,6 +121,18 @@ impl Fault {
                 None => Self::Closed(error),
             };
         }
-        Self::Closed(error)
+        let untouched = |error: &h2::Error| {
+            error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        };
+        if of_http2(&error).is_some_and(untouched) { Self::Unsent(error) } else { Self::Closed(error) }
     }
+
+    /// It ended one stream of an HTTP/2 connection, and the others go on.
+    pub(super) fn is_of_one_stream(error: &hyper::Error) -> bool {
+        of_http2(error).is_some_and(h2::Error::is_reset)
+    }
+}
+
+fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error)?.downcast_ref()
 }

@@ -125,7 +125,7 @@ impl Drop for Listed {
 /// A connection in use by one request. Dropped, it is closed (HTTP/1.1) or its stream ends (HTTP/2).
 pub(super) enum Lease {
     Http1 { pool: Arc<Pool>, handle: http1::SendRequest<Payload>, card: Arc<Card> },
-    Http2 { _stream: Counted },
+    Http2 { card: Arc<Card>, _stream: Counted },
 }
 
 impl Lease {
@@ -199,17 +199,36 @@ impl Pool {
         }
     }
 
-    /// A place on an open HTTP/2 connection of this worker.
-    pub(super) fn share(&self, worker: usize) -> Option<(http2::SendRequest<Payload>, Lease)> {
+    /// A place on an open HTTP/2 connection of this worker that was made then or later.
+    pub(super) fn share(
+        &self,
+        worker: usize,
+        made_since: MonoTime,
+    ) -> Option<(http2::SendRequest<Payload>, Lease)> {
         let now = self.clock.now();
         let mut homes = lock(&self.homes);
         let list = &mut homes.get_mut(worker)?.shared;
         list.retain(|c| !c.handle.is_closed());
         // the newest first, as with a stack: the older ones become unused and may end
-        let c = list.iter_mut().rev().find(|c| c.streams.load(Ordering::Relaxed) < H2_STREAMS)?;
+        let fits =
+            |c: &&mut Shared| c.streams.load(Ordering::Relaxed) < H2_STREAMS && c.card.made >= made_since;
+        let c = list.iter_mut().rev().find(fits)?;
         c.used = now;
         c.card.set_used();
-        Some((c.handle.clone(), Lease::Http2 { _stream: Counted::new(&c.streams) }))
+        let lease = Lease::Http2 { card: c.card.clone(), _stream: Counted::new(&c.streams) };
+        Some((c.handle.clone(), lease))
+    }
+
+    /// Nobody else gets a place on this HTTP/2 connection; its streams go on to their ends.
+    pub(super) fn leave(&self, lease: &Lease) {
+        let Lease::Http2 { card, .. } = lease else { return };
+        card.retire();
+        let mut homes = lock(&self.homes);
+        let list = homes.get_mut(card.home).map(|home| &mut home.shared);
+        let left = list.and_then(|list| list.extract_if(.., |c| Arc::ptr_eq(&c.card, card)).next());
+        drop(homes);
+        // after the lock is gone: it wakes a driver
+        drop(left);
     }
 
     /// Makes an HTTP/1.1 connection of `io` and drives it on this worker.
@@ -243,7 +262,7 @@ impl Pool {
         }
         drive(driver, Listed { pool: Arc::downgrade(self), card: card.clone() });
         let streams = Arc::new(AtomicUsize::new(0));
-        let lease = Lease::Http2 { _stream: Counted::new(&streams) };
+        let lease = Lease::Http2 { card: card.clone(), _stream: Counted::new(&streams) };
         if offer && let Some(home) = lock(&self.homes).get_mut(worker) {
             home.shared.push(Shared { handle: handle.clone(), streams, used: self.clock.now(), card });
         }

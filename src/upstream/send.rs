@@ -1,5 +1,7 @@
 //! One request, one answer: connect or reuse, send, wait for the head, and judge it.
 
+mod http2;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
@@ -11,12 +13,13 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::policy::units::MonoTime;
 use crate::telemetry::Connects;
 use crate::upstream::body::Progress;
 use crate::upstream::card::Lifetime;
 use crate::upstream::headers::join_cookies;
 use crate::upstream::keys::authorizations;
-use crate::upstream::pool::{Lease, Pool, Purpose, Rules};
+use crate::upstream::pool::{Lease, Pool, Rules};
 use crate::upstream::{
     Dial, Fault, Network, Params, Payload, ReplyBody, Resolve, SetupError, System, Target, clean_response,
 };
@@ -164,9 +167,9 @@ impl Upstream {
     /// says whose connections to prefer. Dropping the future closes the connection, which is how a
     /// client that leaves cancels its request.
     ///
-    /// A reused connection that dies before the first response byte is replaced by a new one, once.
-    /// Because such a request may be sent twice, only one that may be repeated is put on a reused
-    /// connection at all (`may_reuse`).
+    /// A reused connection that dies before the first response byte is replaced by a new one, once; over HTTP/2 by one
+    /// that all whom it failed share. Because such a request may be sent twice, only one that may be repeated is put on
+    /// a reused connection at all (`may_reuse`).
     ///
     /// # Errors
     /// [`Fault`], when there is no head that can be passed on.
@@ -239,26 +242,29 @@ impl Upstream {
             head.headers.insert(header::HOST, self.target.host().clone());
         }
         payload.measure(&mut head.headers);
-        let mut reuse = Self::may_reuse(&head, &payload, repeat) && !upgrade;
+        let reuse = Self::may_reuse(&head, &payload, repeat) && !upgrade;
         if !reuse && !upgrade && !http2 {
             // its own new connection comes back to the pool: without this they would pile up there
             drop(self.pool.checkout(worker));
         }
         let mut request = Request::from_parts(head, payload);
+        let (mut first, mut made_since) = (reuse, MonoTime::ZERO);
         loop {
-            let spare = if reuse { again(&request) } else { None };
+            let spare = if first { again(&request) } else { None };
+            let began = self.clock.now();
             let sent = if http2 {
+                let made_since = reuse.then_some(made_since);
                 // boxed: its state is twice the size of the usual path's, which would carry it along
-                Box::pin(self.over_http2(worker, request, reuse, trace)).await
+                Box::pin(self.over_http2(worker, request, made_since, trace)).await
             } else {
-                self.over_http1(worker, request, reuse, upgrade, trace).await
+                self.over_http1(worker, request, first, upgrade, trace).await
             };
             match (sent, spare) {
                 (Ok(response), _) => return Ok(response),
                 // a dead connection from the pool: once more, on a new one
-                (Err((Fault::Closed(_), true)), Some(same)) => {
+                (Err((Fault::Closed(_) | Fault::Unsent(_), true)), Some(same)) => {
                     request = same;
-                    reuse = false;
+                    (first, made_since) = (false, began);
                 }
                 (Err((fault, _)), _) => return Err(fault),
             }
@@ -306,46 +312,6 @@ impl Upstream {
         }
         let lease = Lease::Http1 { pool: self.pool.clone(), handle, card };
         judge(response, upgrade, lease).map_err(fail)
-    }
-
-    async fn over_http2(
-        &self,
-        worker: usize,
-        request: Request<Payload>,
-        reuse: bool,
-        trace: &mut Trace,
-    ) -> Result<Response<ReplyBody>, (Fault, bool)> {
-        let shared = if reuse { self.pool.share(worker) } else { None };
-        let (mut handle, lease, reused) = match shared {
-            Some((handle, lease)) => (handle, lease, true),
-            None => {
-                let opening = if reuse { self.opening.get(worker) } else { None };
-                let mut first = opening.and_then(|opening| opening.try_lock().ok());
-                let mut meanwhile = None;
-                if let (Some(opening), None) = (opening, &first) {
-                    // somebody else is at it: wait for that one, and if it failed, for nobody
-                    first = Some(opening.lock().await);
-                    meanwhile = self.pool.share(worker);
-                    first.take();
-                }
-                match meanwhile {
-                    Some((handle, lease)) => (handle, lease, true),
-                    None => {
-                        let io = self.connect_now(&*self.dial, trace).await.map_err(|f| (f, false))?;
-                        let purpose = if reuse { Purpose::All } else { Purpose::One };
-                        let opened = self.pool.open_http2(worker, io, purpose).await;
-                        let (handle, lease) = opened.map_err(|e| (Fault::before_head(e), false))?;
-                        drop(first);
-                        (handle, lease, false)
-                    }
-                }
-            }
-        };
-        trace.put();
-        let fail = |e| (Fault::before_head(e), reused);
-        handle.ready().await.map_err(fail)?;
-        let response = handle.send_request(request).await.map_err(fail)?;
-        judge(response, false, lease).map_err(|f| (f, reused))
     }
 }
 

@@ -10,7 +10,7 @@ use hyper::{HeaderMap, Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tidegate::clock::Clock;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::support::{CHAT, CHAT_PATH, CHAT_STREAM, JSON, Proxy, Raw, Setup, request, within};
@@ -108,8 +108,13 @@ struct Scripted {
     connections: JoinSet<()>,
     accepted: mpsc::UnboundedReceiver<tokio::net::TcpStream>,
     tell: mpsc::UnboundedSender<Frames>,
+    /// Requests wait here for their answers' heads.
+    gate: std::sync::Arc<Semaphore>,
+    held: (mpsc::UnboundedSender<()>, mpsc::UnboundedReceiver<()>),
     _accepting: JoinSet<()>,
 }
+
+const ALL: usize = 1000;
 
 type Frames = mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>;
 
@@ -125,24 +130,57 @@ impl Scripted {
                 let _ = hand_over.send(stream);
             }
         });
-        Self { address, calls, connections: JoinSet::new(), accepted, tell, _accepting: accepting }
+        Self {
+            address,
+            calls,
+            connections: JoinSet::new(),
+            accepted,
+            tell,
+            gate: std::sync::Arc::new(Semaphore::new(ALL)),
+            held: mpsc::unbounded_channel(),
+            _accepting: accepting,
+        }
     }
 
     /// Serves the next connection: every request is answered 200 with what the test sends as its body.
     async fn connection(&mut self) -> tokio::task::AbortHandle {
         let stream = within("a connection", self.accepted.recv()).await.unwrap();
         let tell = self.tell.clone();
+        let (gate, held) = (self.gate.clone(), self.held.0.clone());
         let service = hyper::service::service_fn(move |_: Request<Incoming>| {
-            let (frames, body) = mpsc::channel(1);
-            let _ = tell.send(frames);
-            let body =
-                futures_util::stream::unfold(body, |mut body| async { body.recv().await.map(|f| (f, body)) });
-            async { Ok::<_, Infallible>(Response::new(StreamBody::new(body))) }
+            let (tell, gate, held) = (tell.clone(), gate.clone(), held.clone());
+            async move {
+                if gate.available_permits() == 0 {
+                    let _ = held.send(());
+                }
+                drop(gate.acquire().await);
+                let (frames, body) = mpsc::channel(1);
+                let _ = tell.send(frames);
+                let body = futures_util::stream::unfold(body, |mut body| async {
+                    body.recv().await.map(|f| (f, body))
+                });
+                Ok::<_, Infallible>(Response::new(StreamBody::new(body)))
+            }
         });
         self.connections.spawn(async move {
             let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             drop(builder.serve_connection(TokioIo::new(stream), service).await);
         })
+    }
+
+    /// No request is answered from now on.
+    fn hold(&self) {
+        self.gate.forget_permits(ALL);
+    }
+
+    /// Requests of connections that come from now on are.
+    fn release(&mut self) {
+        self.gate = std::sync::Arc::new(Semaphore::new(ALL));
+    }
+
+    /// A request has come that is not answered.
+    async fn held(&mut self) {
+        within("a request", self.held.1.recv()).await.unwrap();
     }
 
     async fn call(&mut self) -> Frames {
@@ -253,4 +291,74 @@ async fn an_upstream_that_never_says_a_word_is_504() {
     let response = client.response().await;
     assert_eq!((response.status(), response.code().as_str()), (504, "upstream_timeout"));
     proxy.in_flight(0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_with_many_streams_is_replaced_by_one() {
+    let mut upstream = Scripted::start().await;
+    let proxy = over_http2().set("limits.max_connections", 1000).before(upstream.address);
+    let mut first = ask(&proxy).await;
+    let connection = upstream.connection().await;
+    let frames = upstream.call().await;
+    frames.send(Ok(Frame::data("first".into()))).await.unwrap();
+    drop(frames);
+    assert_eq!(first.response().await.text(), "first");
+    // the answer's head must not be out when the connection ends: nothing is answered yet
+    let mut waiting = Vec::new();
+    upstream.hold();
+    for _ in 0..50 {
+        waiting.push(ask(&proxy).await);
+        upstream.held().await;
+    }
+    upstream.release();
+    connection.abort();
+    let _second = upstream.connection().await;
+    for _ in 0..50 {
+        let frames = upstream.call().await;
+        frames.send(Ok(Frame::data("again".into()))).await.unwrap();
+    }
+    for mut client in waiting {
+        assert_eq!(client.response().await.text(), "again");
+    }
+    assert!(upstream.accepted.is_empty(), "one connection serves them all");
+}
+
+/// Accepts HTTP/2 connections, and refuses the first request without looking at it.
+async fn refusing(tasks: &mut JoinSet<()>) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<u32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    tasks.spawn(async move {
+        let mut requests = 0;
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            let Some(Ok((_, mut respond))) = connection.accept().await else { continue };
+            requests += 1;
+            if requests == 1 {
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+            } else {
+                respond.send_response(Response::new(()), true).unwrap();
+            }
+            let _ = tell.send(requests);
+            connections.spawn(async move { while connection.accept().await.is_some() {} });
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test]
+async fn a_request_that_was_refused_unseen_goes_again_whatever_it_is() {
+    let mut tasks = JoinSet::new();
+    let (address, mut told) = refusing(&mut tasks).await;
+    let proxy = over_http2()
+        .set("retry.budget", 500)
+        .set("retry.backoff", "1ms")
+        .set("breaker.failures", 1)
+        .before(address);
+    let answer = proxy.ask("POST", "/v1/batches", &[JSON], b"{}").await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!((told.recv().await, told.recv().await), (Some(1), Some(2)));
+    assert!(told.is_empty());
+    assert_eq!(proxy.metric("tidegate_breaker_transitions_total", "").await, 0.0);
 }
