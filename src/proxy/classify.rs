@@ -17,12 +17,12 @@ use crate::policy::engine::{Arrival, Kind};
 use crate::policy::units::Priority;
 use crate::policy::usage::{Ask, LONGEST_NAME};
 use crate::proxy::exchange::{Authed, Classified, Failure, Model};
-use crate::proxy::intake;
 use crate::proxy::respond::Trouble;
 use crate::proxy::route::{TakesPermit, decoded};
 use crate::proxy::scan::{self, scan};
 use crate::proxy::usage::{Expected, bound};
 use crate::proxy::{Parts, Shared};
+use crate::proxy::{form, intake};
 use crate::telemetry::Endpoint;
 use crate::upstream::Payload;
 
@@ -161,16 +161,28 @@ async fn classify(shared: &Shared, Authed(request): Authed) -> Result<Classified
 /// What the body says. Where the way depends on the model, it must say so in a way that has one reading: else a
 /// second name, or an encoding, would be a way around limits.
 fn look(parts: &Parts, headers: &HeaderMap, body: &[u8]) -> Result<scan::Head, Trouble> {
-    let strict = parts.routes.depend_on_model() && !body.is_empty() && !is_multipart(headers);
-    if headers.contains_key(header::CONTENT_ENCODING) {
-        return if strict { Err(Trouble::EncodedBody) } else { Ok(scan::Head::default()) };
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let multipart = is_multipart(headers);
+    let strict = parts.routes.depend_on_model() && !body.is_empty();
+    if is_encoded(headers) {
+        return if strict && !multipart { Err(Trouble::EncodedBody) } else { Ok(scan::Head::default()) };
     }
-    match scan(body) {
+    let read = match form::boundary(content_type) {
+        Some(boundary) => Some(form::scan(body, boundary)),
+        None if multipart => Some(scan::Head::default()),
+        None => scan(body),
+    };
+    match read {
         Some(head) if strict && head.ambiguous => Err(Trouble::UnreadableBody),
         Some(head) => Ok(head),
         None if strict => Err(Trouble::UnreadableBody),
         None => Ok(scan::Head::default()),
     }
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let encodings = headers.get_all(header::CONTENT_ENCODING);
+    encodings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 /// The model a request names: in its body; a realtime session in its query; a look at one model in its path.
@@ -185,7 +197,7 @@ fn named(parts: &Parts, seen: &mut scan::Head, endpoint: Endpoint, uri: &Uri) ->
         Some(name) => name,
         None => decoded(elsewhere()?),
     };
-    (!name.is_empty()).then(|| Model { name: name.into(), span: seen.model_span.take() })
+    (!name.is_empty()).then(|| Model { name: name.into(), span: seen.model_span.take(), form: seen.form })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -92,6 +92,8 @@ pub(super) struct Authed(pub(super) Arrived);
 pub(super) struct Model {
     pub(super) name: Arc<str>,
     pub(super) span: Option<Range<usize>>,
+    /// The body is a form, else JSON.
+    pub(super) form: bool,
 }
 
 /// A request that is understood as far as we need to.

@@ -16,7 +16,9 @@ use crate::policy::units::MonoTime;
 use crate::proxy::exchange::{Attempt, Exchange, Model};
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Permit, Shared};
-use crate::upstream::{Fault, Paused, Payload, ReplyBody, Trace, Upstream, rename_model, set_key};
+use crate::upstream::{
+    Fault, Paused, Payload, ReplyBody, Trace, Upstream, rename_in_form, rename_model, set_key,
+};
 
 /// The upstream's answer, with everything that must be let go of when it is over.
 pub(super) struct Answer {
@@ -140,7 +142,8 @@ fn rename(upstream: &Upstream, model: &Model, payload: &mut Payload) {
         },
         Payload::Empty | Payload::Stream(_) => return,
     };
-    if let Some(renamed) = rename_model(bytes, span.clone(), name) {
+    let rename = if model.form { rename_in_form } else { rename_model };
+    if let Some(renamed) = rename(bytes, span.clone(), name) {
         *bytes = renamed;
     }
 }

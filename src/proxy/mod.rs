@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `respond` | request id, faults of the head, every answer of our own |
 //! | `auth` | whose request it is |
-//! | `classify` | what it asks for; reads its body (`intake`, `scan`, `route`) |
+//! | `classify` | what it asks for; reads its body (`intake`, `scan`, `form`, `route`) |
 //! | `models` | makes one list of models of several upstreams' |
 //! | `admit` | waits for a permit |
 //! | `meter` | wraps the response's body and lets go of everything exactly once |
@@ -30,6 +30,7 @@ mod breaker;
 mod classify;
 mod detach;
 mod exchange;
+mod form;
 mod forward;
 mod gate;
 mod intake;

@@ -52,7 +52,9 @@ pub(super) enum Trouble {
     BadRequest(&'static str),
     #[error("No upstream serves the model that the request names.")]
     NoSuchModel,
-    #[error("The request's body is not JSON that names one model, by which this proxy has to choose.")]
+    #[error(
+        "The request's body is neither JSON nor a form that names one model, by which this proxy has to choose."
+    )]
     UnreadableBody,
     #[error("The request's body is encoded, and this proxy has to read the model that it names.")]
     EncodedBody,

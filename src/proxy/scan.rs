@@ -13,8 +13,10 @@ use serde_json::value::RawValue;
 pub struct Head {
     /// The model it names.
     pub model: Option<String>,
-    /// Where in the body that name stands, with its quotes.
+    /// Where in the body that name stands, in JSON with its quotes.
     pub model_span: Option<Range<usize>>,
+    /// It was not JSON but a form.
+    pub form: bool,
     /// It has more than one `model`: whoever reads it may see another one than we do.
     pub ambiguous: bool,
     /// It asks for a stream.

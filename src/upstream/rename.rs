@@ -17,7 +17,16 @@ pub fn rename_model(body: &Bytes, span: Range<usize>, name: &str) -> Option<Byte
     if old.len() < 2 || !old.starts_with(b"\"") || !old.ends_with(b"\"") {
         return None;
     }
-    let name = serde_json::to_string(name).ok()?;
+    replace(body, span, &serde_json::to_string(name).ok()?)
+}
+
+/// The same with a form's value at `span`, which has no quotes.
+#[must_use]
+pub fn rename_in_form(body: &Bytes, span: Range<usize>, name: &str) -> Option<Bytes> {
+    replace(body, span, name)
+}
+
+fn replace(body: &Bytes, span: Range<usize>, name: &str) -> Option<Bytes> {
     let (before, after) = (body.get(..span.start)?, body.get(span.end..)?);
     let mut renamed = BytesMut::with_capacity(before.len() + name.len() + after.len());
     renamed.extend_from_slice(before);

@@ -85,3 +85,42 @@ async fn a_later_tier_is_used_when_the_first_fails() {
     second.next().await.answer(200, &[], b"ok").await;
     assert_eq!(client.response().await.get("x-tidegate-upstream"), Some("reserve"));
 }
+
+#[tokio::test]
+async fn a_form_s_model_says_where_as_well_and_is_renamed() {
+    let (mut first, mut second) = (Upstream::start().await, Upstream::start().await);
+    let proxy = eager()
+        .set("upstream.1.name", "own")
+        .set("upstream.1.base_url", url(second.address))
+        .set("upstream.1.models", "whisper")
+        .set("upstream.1.rename", "whisper=org/Whisper-3")
+        .before(first.address);
+    let form = |models: &[&str]| {
+        let model =
+            |name: &&str| format!("--x\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\n{name}\r\n");
+        let file = "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n\0\r\n\r\n";
+        let models: String = models.iter().map(model).collect();
+        format!("{file}{models}--x--\r\n").into_bytes()
+    };
+    let kind = "content-type: multipart/form-data; boundary=x";
+    let path = "/v1/audio/transcriptions";
+    for (sent, wanted, upstream) in
+        [("other", "other", &mut first), ("whisper", "org/Whisper-3", &mut second)]
+    {
+        let mut client = proxy.connect().await;
+        client.send(crate::support::request("POST", path, &[kind], &form(&[sent]))).await;
+        let call = upstream.next().await;
+        assert_eq!(call.request.body, form(&[wanted]));
+        call.answer(200, &[], b"{}").await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    let twice = proxy.ask("POST", path, &[kind], &form(&["whisper", "other"])).await;
+    assert_eq!((twice.status(), twice.code().as_str()), (400, "unreadable_body"));
+    // no encoding is none
+    let mut client = proxy.connect().await;
+    client
+        .send(crate::support::request("POST", CHAT_PATH, &[JSON, "content-encoding: identity"], CHAT))
+        .await;
+    first.next().await.answer(200, &[], b"ok").await;
+    assert_eq!(client.response().await.status(), 200);
+}
