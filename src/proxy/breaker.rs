@@ -69,7 +69,7 @@ where
                     {
                         answer.permit.unauthorized();
                     }
-                    limits::tell(&mut answer, &shared.parts.routes.faults_told);
+                    limits::tell(&mut answer);
                     answer.permit.first_byte(status.as_u16() < 500);
                     match of_status(status) {
                         // whether it is a success shows when its body has ended

@@ -50,6 +50,12 @@ impl Exchange {
         }
     }
 
+    /// Its upstream has given this kind of trouble: if the log is to hear of it now, how often it has since it last did.
+    pub(super) fn seldom(&self, kind: &'static str) -> Option<u64> {
+        let upstream = self.record.upstream.as_ref()?;
+        self.shared.parts.routes.seldom.again(self.now(), upstream, kind)
+    }
+
     pub(super) fn now(&self) -> MonoTime {
         self.shared.parts.clock.now()
     }

@@ -116,8 +116,10 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
             Ok(Answer { head, body, tunnel, group, permit, retry_at: None, waited, exchange })
         }
         Err(trouble) => {
-            if let Trouble::Upstream(fault) = &trouble {
-                tracing::warn!(upstream = %upstream.name(), %fault, "no answer");
+            if let Trouble::Upstream(fault) = &trouble
+                && let Some(times) = exchange.seldom(fault.kind())
+            {
+                tracing::warn!(upstream = %upstream.name(), %fault, times, "no answer");
             }
             Err(Unanswered { trouble, permit, waited, exchange })
         }

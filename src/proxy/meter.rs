@@ -188,6 +188,17 @@ impl Metered {
         self.stage = Stage::Over;
         if let Some((permit, mut exchange)) = self.held.take() {
             let told = exchange.read(permit.costs(), true);
+            if told.error
+                && let Some(times) = exchange.seldom("error_in_answer")
+            {
+                let upstream = exchange.record.upstream.as_deref();
+                tracing::warn!(
+                    upstream,
+                    status = self.status.as_u16(),
+                    times,
+                    "its answer tells of an error"
+                );
+            }
             exchange.record.ended = match self.status.as_u16() {
                 _ if self.alone => Ended::Cancelled,
                 ..400 if !told.error => Ended::Success,
@@ -206,8 +217,11 @@ impl Metered {
             exchange.record.ended = if self.alone { Ended::Cancelled } else { Ended::Aborted };
             exchange.record.reason = Some(code);
             permit.finish(of_fault(&fault), None);
+            if let Some(times) = exchange.seldom(fault.kind()) {
+                let upstream = exchange.record.upstream.as_deref();
+                tracing::warn!(upstream, %fault, times, "its answer broke off");
+            }
         }
-        tracing::debug!(%fault, "response broke off");
         if self.events {
             self.stage = Stage::Flushing(Box::new(fault));
             return Poll::Ready(Some(Ok(Frame::data(format!("\n\ndata: {event}\n\n").into()))));

@@ -20,6 +20,7 @@
 //! | `forward` | sends it upstream |
 //! | `routes` | the upstream groups, and which serves a model |
 //! | `gate` | the door to the engine |
+//! | `seldom` | how often the log hears of one kind of trouble |
 //! | `usage` | what requests cost: expected, and read from their answers |
 //! | `detach` | tunnels, the one kind of request that outlives its response |
 
@@ -43,6 +44,7 @@ mod retry;
 mod route;
 mod routes;
 mod scan;
+mod seldom;
 mod usage;
 
 use std::convert::Infallible;

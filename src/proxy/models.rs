@@ -96,7 +96,15 @@ async fn all(shared: Arc<Shared>, request: Classified) -> Result<Response<Body>,
             Ok(of_group) => models.extend(of_group),
             Err(reason) => {
                 failed += 1;
-                tracing::warn!(group = &**group.name(), reason, "its models are left out of the list");
+                let seldom = &shared.parts.routes.seldom;
+                if let Some(times) = seldom.again(exchange.now(), group.name(), "models") {
+                    tracing::warn!(
+                        group = &**group.name(),
+                        reason,
+                        times,
+                        "its models are left out of the list"
+                    );
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::policy::supply::{RetryParams, Routing};
 use crate::policy::units::EndpointId;
 use crate::proxy::Gate;
-use crate::proxy::limits::Told;
+use crate::proxy::seldom::Seldom;
 use crate::upstream::Upstream;
 
 /// One upstream group.
@@ -64,8 +64,8 @@ pub struct Routes {
     groups: Vec<Group>,
     retry: RetryParams,
     by_model: bool,
-    /// Rate-limit headers that could not be true, by kind.
-    pub(super) faults_told: Told,
+    /// What the log has been told of them.
+    pub(super) seldom: Seldom,
 }
 
 impl Routes {
@@ -77,7 +77,7 @@ impl Routes {
             !params.rename.is_empty() || !params.supply.models.iter().any(|pattern| pattern == "*")
         };
         let by_model = groups.len() > 1 || groups.iter().any(|group| group.endpoints.iter().any(picky));
-        Self { routing, groups, retry, by_model, faults_told: Told::default() }
+        Self { routing, groups, retry, by_model, seldom: Seldom::default() }
     }
 
     /// One group with every model.

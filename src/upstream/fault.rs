@@ -93,6 +93,26 @@ fn chain(error: &std::io::Error) -> String {
 }
 
 impl Fault {
+    /// The kind of it, for who counts them.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::ConnectTimeout(_) => "connect_timeout",
+            Self::FirstByteTimeout(_) => "first_byte_timeout",
+            Self::Closed(_) => "closed",
+            Self::Unsent(_) => "unsent",
+            Self::Garbage(_) => "garbage",
+            Self::Unacceptable(_) => "unacceptable",
+            Self::Upload(_) => "upload",
+            Self::UploadPaused(_) => "upload_paused",
+            Self::Request(_) => "request",
+            Self::IdleTimeout(_) => "idle_timeout",
+            Self::TotalTimeout(_) => "total_timeout",
+            Self::Broken(_) => "broken",
+        }
+    }
+
     /// It took too long, as opposed to going wrong.
     #[must_use]
     pub fn is_timeout(&self) -> bool {

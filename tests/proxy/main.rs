@@ -24,6 +24,7 @@ mod http2_upstream;
 mod keys;
 mod leaving;
 mod lifetimes;
+mod log;
 mod models;
 mod names;
 mod paths;
