@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::header::{self, HeaderValue};
 use hyper::http::response;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Response, StatusCode};
+use hyper::{Response, StatusCode, Uri};
 use tower::Service;
 
 use crate::policy::units::MonoTime;
@@ -17,7 +17,7 @@ use crate::proxy::exchange::{Attempt, Exchange, Model};
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Permit, Shared};
 use crate::upstream::{
-    Fault, Paused, Payload, ReplyBody, Trace, Upstream, rename_in_form, rename_model, set_key,
+    Fault, Paused, Payload, ReplyBody, Trace, Upstream, rename_in_form, rename_in_path, rename_model, set_key,
 };
 
 /// The upstream's answer, with everything that must be let go of when it is over.
@@ -84,7 +84,7 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
         head.headers.insert(header::ACCEPT_ENCODING, IDENTITY);
     }
     if let Some(model) = &model {
-        rename(upstream, model, &mut payload);
+        rename(upstream, model, &mut head.uri, &mut payload);
     }
     let began = clock.now();
     exchange.record.upstream =
@@ -134,8 +134,14 @@ fn latest(began: MonoTime, total: Duration, answer_by: Option<MonoTime>) -> Opti
 }
 
 /// Asks for the model by the name that this upstream knows it under.
-fn rename(upstream: &Upstream, model: &Model, payload: &mut Payload) {
-    let (Some(name), Some(span)) = (upstream.renamed(&model.name), &model.span) else { return };
+fn rename(upstream: &Upstream, model: &Model, uri: &mut Uri, payload: &mut Payload) {
+    let Some(name) = upstream.renamed(&model.name) else { return };
+    let Some(span) = &model.span else {
+        if let Some(renamed) = rename_in_path(uri, name) {
+            *uri = renamed;
+        }
+        return;
+    };
     let bytes = match payload {
         Payload::Whole(bytes) => bytes,
         Payload::WithTrailers(both) => match &mut both.bytes {

@@ -34,13 +34,7 @@ pub fn clean_request(headers: &mut HeaderMap, upgrade: bool) {
     headers.remove(header::EXPECT);
     headers.remove(header::PROXY_AUTHORIZATION);
     headers.remove(&HTTP2_SETTINGS);
-    if headers.keys().any(|n| n.as_str().starts_with(OURS)) {
-        let ours: Vec<HeaderName> =
-            headers.keys().filter(|n| n.as_str().starts_with(OURS)).cloned().collect();
-        for name in ours {
-            headers.remove(name);
-        }
-    }
+    ours(headers);
     if let Some(protocol) = protocol {
         headers.insert(header::UPGRADE, protocol);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -58,6 +52,8 @@ pub fn clean_response(headers: &mut HeaderMap, upgrade: bool) {
     let protocol = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
     hop_by_hop(headers);
     headers.remove(header::PROXY_AUTHENTICATE);
+    // they say whose answer it is
+    ours(headers);
     if let Some(protocol) = protocol {
         headers.insert(header::UPGRADE, protocol);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -71,6 +67,16 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
         && let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
     {
         headers.insert(header::COOKIE, joined);
+    }
+}
+
+fn ours(headers: &mut HeaderMap) {
+    if headers.keys().any(|n| n.as_str().starts_with(OURS)) {
+        let ours: Vec<HeaderName> =
+            headers.keys().filter(|n| n.as_str().starts_with(OURS)).cloned().collect();
+        for name in ours {
+            headers.remove(name);
+        }
     }
 }
 
@@ -129,6 +135,14 @@ mod tests {
             left,
             ["authorization: Bearer k", "connection: te", "te: trailers", "x-stainless-retry-count: 1"]
         );
+    }
+
+    #[test]
+    fn an_answer_does_not_say_that_it_is_ours() {
+        let mut h =
+            map(&[("x-tidegate-reason", "queue_full"), ("x-tidegate-queue-ms", "1"), ("x-tide", "1")]);
+        clean_response(&mut h, false);
+        assert_eq!(h, map(&[("x-tide", "1")]));
     }
 
     #[test]

@@ -30,6 +30,6 @@ pub use keys::{OTHER_KEYS, has_key, set_key};
 pub use names::{Resolve, Resolving, System, follow_dns};
 pub use params::{BOTH_KEYS, OnDisconnect, Params, Secret, ServerMetrics};
 pub use prewarm::keep_warm;
-pub use rename::{rename_in_form, rename_model};
+pub use rename::{rename_in_form, rename_in_path, rename_model};
 pub use send::{Repeat, Trace, Upstream};
 pub use target::Target;

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use hyper::Uri;
 
 use crate::upstream::Upstream;
 
@@ -24,6 +25,26 @@ pub fn rename_model(body: &Bytes, span: Range<usize>, name: &str) -> Option<Byte
 #[must_use]
 pub fn rename_in_form(body: &Bytes, span: Range<usize>, name: &str) -> Option<Bytes> {
     replace(body, span, name)
+}
+
+/// The path that asks for one model, with `name` in place of the one it asks for.
+#[must_use]
+pub fn rename_in_path(uri: &Uri, name: &str) -> Option<Uri> {
+    let (before, _) = uri.path().split_once("/models/")?;
+    let mut path = format!("{before}/models/");
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => path.push(byte.into()),
+            _ => path.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    if let Some(query) = uri.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path.parse().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 fn replace(body: &Bytes, span: Range<usize>, name: &str) -> Option<Bytes> {
@@ -63,6 +84,15 @@ mod tests {
                 renamed.starts_with(br#"{ "a" : 1.0e0, "model" : "#) && renamed.ends_with(br#" , "b":[] }"#)
             );
         }
+    }
+
+    #[test]
+    fn a_name_in_a_path_is_one_part_of_it() {
+        let renamed =
+            |uri: &'static str, name| rename_in_path(&Uri::from_static(uri), name).map(|u| u.to_string());
+        assert_eq!(renamed("/v1/models/a?x=1", "org/B 2").as_deref(), Some("/v1/models/org%2FB%202?x=1"));
+        assert_eq!(renamed("http://h/v1/models/a%2Fb", "c").as_deref(), Some("http://h/v1/models/c"));
+        assert_eq!(renamed("/v1/realtime?model=a", "c"), None);
     }
 
     #[test]

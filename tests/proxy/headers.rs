@@ -139,13 +139,18 @@ async fn the_upstreams_request_id_is_kept_and_ours_stands_beside_it() {
 async fn answers_that_passed_the_queue_say_how_long_it_was_and_where_they_come_from() {
     let mut upstream = Upstream::start().await;
     let proxy = Setup::default().before(upstream.address);
-    let theirs =
-        ["x-tidegate-queue-ms: 99999", "x-tidegate-upstream: forged", "x-tidegate-request-id: forged"];
+    let theirs = [
+        "x-tidegate-queue-ms: 99999",
+        "x-tidegate-upstream: forged",
+        "x-tidegate-request-id: forged",
+        "x-tidegate-reason: queue_full",
+    ];
     let (_, response) = exchange(&proxy, &mut upstream, &[], &theirs).await;
     assert_eq!(response.head.all("x-tidegate-upstream"), ["up"]);
     assert!(response.get("x-tidegate-queue-ms").unwrap().parse::<u64>().unwrap() < 5000);
     assert_eq!(response.head.all("x-tidegate-request-id").len(), 1);
     assert_ne!(response.get("x-tidegate-request-id"), Some("forged"));
+    assert_eq!(response.get("x-tidegate-reason"), None);
 }
 
 #[tokio::test]

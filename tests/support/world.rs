@@ -349,7 +349,8 @@ impl World {
                 self.in_flight -= u32::from(flight.kind.takes_permit());
                 self.counts.admitted -= 1;
                 let asked = match event {
-                    Event::Retry { retry_after, .. } => *retry_after,
+                    // nothing is no time to ask for
+                    Event::Retry { retry_after, .. } => retry_after.filter(|asked| !asked.is_zero()),
                     _ => None,
                 };
                 let longest = self.params.supply.retry.backoff[flight.tries];

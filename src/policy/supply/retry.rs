@@ -1,7 +1,7 @@
 //! `[retry]`: what is tried again, after how long, and how much of it the upstream is made to bear.
 //!
 //! ```text
-//! wait    = Retry-After, else uniform in [0, backoff[attempt]]        (full jitter)
+//! wait    = Retry-After, if not 0, else uniform in [0, backoff[attempt]]        (full jitter)
 //! budget: a retry −5 (after a timeout −10), a success +1, at most 500; below the price there is no retry
 //! ```
 //! The budget is that of the AWS SDKs' standard mode: while most requests succeed it never matters, and when the
@@ -151,7 +151,8 @@ pub fn backoff(params: &RetryParams, attempt: u32, seed: u64, ticket: Ticket) ->
     Some(params.base(attempt)?.mul_f64(share))
 }
 
-/// The same, but what the upstream asked for wins, also where it is shorter.
+/// The same, but what the upstream asked for wins, also where it is shorter. Nothing is no time to ask for: all would
+/// come back at once.
 #[must_use]
 pub fn wait(
     params: &RetryParams,
@@ -161,7 +162,7 @@ pub fn wait(
     retry_after: Option<Duration>,
 ) -> Option<Duration> {
     let own = backoff(params, attempt, seed, ticket)?;
-    Some(retry_after.unwrap_or(own))
+    Some(retry_after.filter(|asked| !asked.is_zero()).unwrap_or(own))
 }
 
 #[cfg(test)]
@@ -199,11 +200,13 @@ mod tests {
     #[test]
     fn what_the_upstream_asks_for_wins() {
         let params = RetryParams::default();
-        for asked in [Duration::ZERO, Duration::from_secs(3600)] {
+        for asked in [Duration::from_millis(1), Duration::from_secs(3600)] {
             assert_eq!(wait(&params, 0, 7, Ticket(1), Some(asked)), Some(asked));
         }
-        assert_eq!(wait(&params, 4, 7, Ticket(1), Some(Duration::ZERO)), None);
-        assert_eq!(wait(&params, 1, 7, Ticket(1), None), backoff(&params, 1, 7, Ticket(1)));
+        assert_eq!(wait(&params, 4, 7, Ticket(1), Some(Duration::from_secs(1))), None);
+        for nothing in [None, Some(Duration::ZERO)] {
+            assert_eq!(wait(&params, 1, 7, Ticket(1), nothing), backoff(&params, 1, 7, Ticket(1)));
+        }
     }
 
     #[test]
