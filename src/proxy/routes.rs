@@ -132,7 +132,7 @@ mod tests {
                 );
                 Upstream::with_dial(params, dial, 1, clock).unwrap()
             };
-            let gate = Gate::new(engine::Params::default(), clock, |_| {});
+            let gate = Gate::new(engine::Params::default(), clock, |_, _| {});
             Group::new("g", gate, endpoints.iter().map(endpoint).collect()).has_strangers()
         };
         let (a, b) = ("http://a.example/v1", "http://b.example/v1");

@@ -82,6 +82,12 @@ impl Names {
         if takes { self.add(name, Standing::Asked) } else { Self::OTHER }
     }
 
+    /// The name that has this number; `None` for the shared one. Looks through all of them: for the log.
+    #[must_use]
+    pub fn name(&self, id: ModelId) -> Option<&str> {
+        self.known.iter().find(|(_, known)| known.id == id).map(|(name, _)| &**name)
+    }
+
     /// The upstream has answered for `name`: it deserves a number.
     pub fn answered(&mut self, name: &str) -> Numbered {
         self.uses += 1;
@@ -188,5 +194,6 @@ mod tests {
         assert_eq!(names.number("a"), ModelId(0));
         names.keep(["a", "b"]);
         assert_eq!((names.number("a"), names.number("b"), names.configured), (ModelId(0), ModelId(1), 2));
+        assert_eq!((names.name(ModelId(1)), names.name(Names::OTHER)), (Some("b"), None));
     }
 }
