@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::collection::vec;
@@ -99,6 +99,10 @@ struct World {
     waiting: Vec<Ticket>,
     paced: BTreeMap<Ticket, bool>,
     flights: BTreeMap<Ticket, Flight>,
+    /// Those that came back for another try.
+    returned: BTreeSet<Ticket>,
+    /// There was a 429: rates have a say.
+    was_refused: bool,
     alarm: Option<MonoTime>,
     log: Vec<(MonoTime, Event, Vec<Effect>)>,
 }
@@ -114,6 +118,8 @@ impl World {
             waiting: Vec::new(),
             paced: BTreeMap::new(),
             flights: BTreeMap::new(),
+            returned: BTreeSet::new(),
+            was_refused: false,
             alarm: None,
             log: Vec::new(),
         }
@@ -128,6 +134,7 @@ impl World {
         match &event {
             Event::Cancel(ticket) => self.waiting.retain(|t| t != ticket),
             Event::Finish(ticket, ..) => drop(self.flights.remove(ticket)),
+            Event::Refused(..) => self.was_refused = true,
             _ => {}
         }
         // a probe that says nothing gives its place to the next
@@ -150,12 +157,16 @@ impl World {
                     }
                     let flight = Flight { place: *place, paced, probe: *probe };
                     assert!(self.flights.insert(*ticket, flight).is_none());
-                    self.within_limits(place.endpoint);
+                    // a probe goes also where all hang that it takes
+                    if paced && !probe {
+                        self.within_limits(place.endpoint);
+                    }
                 }
                 Effect::Reject { ticket, .. } => self.waiting.retain(|t| t != ticket),
                 Effect::Requeued { ticket, .. } => {
                     assert!(self.flights.remove(ticket).is_some());
                     self.waiting.push(*ticket);
+                    self.returned.insert(*ticket);
                 }
                 Effect::SetTimer(at) => {
                     assert!(*at > self.now);
@@ -183,6 +194,7 @@ impl World {
             "{} wait and no timer is set",
             self.waiting.len()
         );
+        self.nothing_idle();
     }
 
     fn within_limits(&self, id: EndpointId) {
@@ -193,6 +205,26 @@ impl World {
         };
         let open = self.flights.values().filter(|f| f.paced && f.place.endpoint == id).count();
         assert!(open <= most as usize, "{open} at {id:?}, which takes {most}");
+    }
+
+    /// While something waits, no endpoint that could take it stands idle, as far as rates have no say.
+    fn nothing_idle(&self) {
+        let members = &self.params.supply.members;
+        let paced =
+            |m: &Member| m.endpoint.requests_per_minute.is_some() || m.endpoint.tokens_per_minute.is_some();
+        let (status, tier) = (self.engine.status(), members.first().map(|m| m.endpoint.tier));
+        let waits = self.waiting.iter().any(|ticket| self.paced[ticket] && !self.returned.contains(ticket));
+        if !waits
+            || self.was_refused
+            || status.in_flight >= status.max
+            || members.iter().any(|m| paced(m) || Some(m.endpoint.tier) != tier)
+        {
+            return;
+        }
+        for (id, e) in status.endpoints.iter().enumerate() {
+            let room = e.limit.is_none_or(|limit| e.in_flight < limit);
+            assert!(!room || e.breaker != supply::BreakerState::Closed, "{id} has room: {status:?}");
+        }
     }
 
     fn wait_until(&mut self, end: MonoTime) {
@@ -523,4 +555,65 @@ fn a_full_endpoint_and_a_stopped_rate_hold_up_no_other_model() {
     // it waits behind them, and a permit is free only later
     w.step(&Step::Arrive { model: 1, tenant: 0, cost: 10, unqueued: false, patience: None });
     assert_eq!((w.flights.len(), w.waiting.len()), (2, 3), "the other model has a place");
+}
+
+/// Fills both endpoints, and breaks one of them by three that fail.
+fn one_of_two_breaks(w: &mut World) -> EndpointId {
+    arrive(w, 40);
+    assert_eq!((w.flights.len(), w.waiting.len()), (16, 24));
+    let broken = EndpointId(0);
+    let of_broken: Vec<Ticket> =
+        w.flights.iter().filter(|(_, f)| f.place.endpoint == broken).map(|(t, _)| *t).collect();
+    for ticket in of_broken.iter().take(5) {
+        w.send(Event::AttemptEnd(*ticket, Outcome::Failure));
+    }
+    assert_eq!(w.engine.status().endpoints[0].breaker, supply::BreakerState::Open);
+    broken
+}
+
+#[test]
+fn what_hangs_at_a_broken_endpoint_takes_no_place_of_the_others() {
+    let mut w = world(vec![takes(8, 0), takes(8, 0)]);
+    let broken = one_of_two_breaks(&mut w);
+    for _ in 0..8 {
+        let (ticket, _) = w.flights.iter().find(|(_, f)| f.place.endpoint != broken).unwrap();
+        let ticket = *ticket;
+        w.send(Event::Finish(ticket, Outcome::Success, None));
+        let status = w.engine.status();
+        assert_eq!((status.endpoints[0].in_flight, status.endpoints[1].in_flight), (8, 8));
+    }
+    assert_eq!(w.waiting.len(), 16);
+}
+
+#[test]
+fn what_hangs_at_a_broken_endpoint_takes_no_place_of_its_probe() {
+    let mut w = world(vec![takes(8, 0), takes(8, 0)]);
+    let broken = one_of_two_breaks(&mut w);
+    w.wait_until(w.now + Duration::from_secs(30));
+    let probes: Vec<_> = w.flights.values().filter(|f| f.probe).map(|f| f.place.endpoint).collect();
+    assert_eq!(probes, [broken]);
+}
+
+#[test]
+fn what_is_more_than_a_shrunken_endpoint_takes_takes_no_place_of_the_others() {
+    let learns = EndpointParams { concurrency: ConcurrencyMode::Learn, ..EndpointParams::default() };
+    let learns = Member { endpoint: learns, keys: 1, ..Member::default() };
+    let mut w = world(vec![learns.clone(), learns]);
+    arrive(&mut w, 140);
+    assert_eq!((w.flights.len(), w.waiting.len()), (128, 12));
+    let at = |w: &World, id: u16| {
+        let of = w.flights.iter().filter(|(_, f)| f.place.endpoint == EndpointId(id));
+        of.map(|(ticket, _)| *ticket).collect::<Vec<_>>()
+    };
+    for ticket in &at(&w, 0)[..4] {
+        w.send(Event::FirstByte { ticket: *ticket, alive: false });
+        w.send(Event::AttemptEnd(*ticket, Outcome::Overload));
+        w.send(Event::Finish(*ticket, Outcome::Overload, None));
+    }
+    let limit = |w: &World| w.engine.status().endpoints[0].limit.unwrap();
+    assert!(limit(&w) < 60, "{}", limit(&w));
+    let (waiting, ticket) = (w.waiting.len(), at(&w, 1)[0]);
+    assert!(waiting > 0);
+    w.send(Event::Finish(ticket, Outcome::Success, None));
+    assert_eq!((at(&w, 1).len(), w.waiting.len()), (64, waiting - 1), "the other one has a place");
 }

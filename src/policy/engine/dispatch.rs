@@ -111,10 +111,7 @@ impl Engine {
 
     pub(super) fn set_timer(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
         let Some(mut next) = self.queue.next_deadline() else { return };
-        // without a free permit the probe could not go at that moment anyway
-        if self.permits.free() > 0
-            && let Some(until) = self.fleet.next_probe(now)
-        {
+        if let Some(until) = self.fleet.next_probe(now) {
             next = next.min(until);
         }
         for at in [self.wake, self.queue.next_due(now), self.next_overflow(now)].into_iter().flatten() {

@@ -70,7 +70,7 @@ impl Engine {
 
     /// What the fleet was found to take: the same.
     pub(super) fn relearn(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        let learned = self.fleet.ceiling();
+        let learned = self.fleet.ceiling(now);
         if learned != self.learned {
             self.learned = learned;
             self.bound(now, effects);

@@ -325,12 +325,15 @@ impl Fleet {
     }
 
     /// What the endpoints that can be used take together; `None` while one of them has no limit.
+    ///
+    /// What is under way at one that broke, or takes less than it did, counts beside that: else it would take the
+    /// places of the others, which are free.
     #[must_use]
-    pub fn ceiling(&self) -> Option<u32> {
-        let open = |e: &&Endpoint| e.breaker.state() == BreakerState::Open;
-        let all_open = self.endpoints.iter().all(|e| open(&e));
-        let usable = self.endpoints.iter().filter(|e| all_open || !open(e));
-        usable.map(|e| e.law.limit()).try_fold(0_u32, |sum, limit| Some(sum.saturating_add(limit?)))
+    pub fn ceiling(&self, now: MonoTime) -> Option<u32> {
+        let open = |e: &Endpoint| e.breaker.state() == BreakerState::Open;
+        let all_open = self.endpoints.iter().all(open);
+        let takes = |e: &Endpoint| if open(e) && !all_open { Some(0) } else { e.law.limit() };
+        self.endpoints.iter().try_fold(0_u32, |sum, e| Some(sum.saturating_add(takes(e)?.max(e.wanted(now)))))
     }
 
     fn of(&mut self, place: Place) -> Option<&mut Endpoint> {

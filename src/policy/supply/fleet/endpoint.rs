@@ -123,16 +123,23 @@ impl Endpoint {
 
     /// The key `want` may go with now.
     pub(super) fn opening(&self, now: MonoTime, want: &Want) -> Result<KeyId, Hold> {
-        match self.breaker.peek(now) {
+        let verdict = self.breaker.peek(now);
+        match verdict {
             Verdict::Pass => {}
             Verdict::Probe if want.may_probe => {}
             Verdict::OpenUntil(until) => return Err(Hold::Down { until }),
             Verdict::Probe | Verdict::Probing => return Err(Hold::Probe),
         }
-        if want.paced && self.is_full() {
+        // where all hang that it takes, a probe is what tells
+        if want.paced && verdict == Verdict::Pass && self.is_full() {
             return Err(Hold::Full);
         }
         self.key(now, want)
+    }
+
+    /// What it has in flight, and its probe where that is due.
+    pub(super) fn wanted(&self, now: MonoTime) -> u32 {
+        self.in_flight.saturating_add(u32::from(self.breaker.peek(now) == Verdict::Probe))
     }
 
     /// It has as many in flight as it takes.
