@@ -617,3 +617,16 @@ fn what_is_more_than_a_shrunken_endpoint_takes_takes_no_place_of_the_others() {
     w.send(Event::Finish(ticket, Outcome::Success, None));
     assert_eq!((at(&w, 1).len(), w.waiting.len()), (64, waiting - 1), "the other one has a place");
 }
+
+#[test]
+fn in_shadow_mode_a_dip_of_what_the_upstream_takes_leaves_no_trace() {
+    let scaling =
+        predict::Params { mode: predict::Mode::Shadow, ..predict::Params::of(PolicyKind::Predictive) };
+    let mut engine = Engine::new(Params { scaling, ..Params::default() }, MonoTime::ZERO);
+    let initial = engine.status().limit;
+    let now = MonoTime::from_secs(1);
+    engine.on(now, Event::Supply(Some(1)), &mut Vec::new());
+    assert_eq!(engine.status().limit, 1);
+    engine.on(now, Event::Supply(None), &mut Vec::new());
+    assert_eq!(engine.status().limit, initial);
+}

@@ -68,6 +68,8 @@ pub struct Engine {
     supply: Option<u32>,
     /// What the fleet was found to take, once something has been learned.
     learned: Option<u32>,
+    /// What the last plan that was acted on wanted.
+    planned: u32,
     /// Permits that work conservation brought, and until when no plan may take them away.
     held: (u32, MonoTime),
     changed: Option<MonoTime>,
@@ -113,6 +115,7 @@ impl Engine {
             need: initial,
             supply: None,
             learned: None,
+            planned: initial,
             held: (0, now),
             changed: None,
             stale_at: scaling::stale_at(s, now),

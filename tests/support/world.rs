@@ -55,7 +55,8 @@ pub(crate) struct World {
     supplied: (Option<u32>, Option<u32>),
     /// What work conservation brought, and until when.
     held: (u32, MonoTime),
-    planned: MonoTime,
+    /// When a plan came last, and what the last one that was acted on wanted.
+    planned: (MonoTime, u32),
     /// In order of arrival.
     waiting: Vec<Waiter>,
     flights: BTreeMap<Ticket, Flight>,
@@ -93,8 +94,9 @@ impl World {
     pub(crate) fn new(params: Params) -> Self {
         let now = MonoTime::from_secs(1000);
         let engine = Engine::new(params.clone(), now);
+        let initial = engine.status().limit;
         Self {
-            limit: engine.status().limit,
+            limit: initial,
             breaker: PlainBreaker::new(params.supply.breaker.clone()),
             engine,
             params,
@@ -103,7 +105,7 @@ impl World {
             draining: false,
             supplied: (None, None),
             held: (0, now),
-            planned: now,
+            planned: (now, initial),
             waiting: Vec::new(),
             flights: BTreeMap::new(),
             alarm: None,
@@ -260,6 +262,12 @@ impl World {
             again: None,
             timers: 0,
         };
+        // plans that fail to come leave the static limit, also where it is the limit already
+        let s = &self.params.scaling;
+        let late = self.now.since(self.planned.0) > 3 * predict::interval(s);
+        if s.policy != PolicyKind::Fixed && late {
+            self.planned.1 = s.initial_permits;
+        }
         match *event {
             Event::Arrive(ticket, arrival) => {
                 self.counts.arrived += 1;
@@ -367,13 +375,13 @@ impl World {
             }
             Effect::Decided(decision) => {
                 let asked = expected.decision.take().expect("a decision nobody took");
-                self.planned = self.now;
+                self.planned.0 = self.now;
                 let status = self.engine.status();
                 assert_eq!((decision.need, decision.applied), (asked.need, asked.applied));
-                let held = if self.now < self.held.1 { self.held.0 } else { 0 };
-                let to = asked.to.max(held).clamp(status.min.min(status.ceiling), status.ceiling);
+                let to = asked.to.max(self.held()).clamp(status.min.min(status.ceiling), status.ceiling);
                 assert_eq!(decision.to, to);
                 if decision.applied {
+                    self.planned.1 = asked.to;
                     self.limit = decision.to;
                 }
             }
@@ -416,6 +424,10 @@ impl World {
         s.max_permits.max(article).min(learned.unwrap_or(u32::MAX).max(1))
     }
 
+    fn held(&self) -> u32 {
+        if self.now < self.held.1 { self.held.0 } else { 0 }
+    }
+
     /// A move of the limit between two decisions has the reason it names.
     fn moved(&mut self, to: u32, reason: Reason, event: &Event) {
         let (s, ceiling) = (&self.params.scaling, self.ceiling());
@@ -430,10 +442,10 @@ impl World {
             Reason::Supply => {
                 assert!(matches!(event, Event::Supply(_)), "{event:?}");
                 let least = if s.policy == PolicyKind::Fixed { s.max_permits } else { s.min_permits };
-                assert_eq!(to, self.limit.max(least).min(ceiling));
+                assert_eq!(to, self.planned.1.max(self.held()).max(least).min(ceiling));
             }
             Reason::Stale => {
-                assert!(self.now.since(self.planned) > 3 * predict::interval(s), "{event:?}");
+                assert!(self.now.since(self.planned.0) > 3 * predict::interval(s), "{event:?}");
                 // the engine falls back before it hears what else has happened
                 let told = matches!(event, Event::Supply(_));
                 let ceiling = if told { self.ceiling_under(self.supplied.0) } else { ceiling };

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! limit = clamp(max(plan, held), min, ceiling)      ceiling = min(max_permits, learned limit)
+//! plan  = what was installed last; before, and in shadow mode, the initial permits
 //! held  = in_flight + 1 + ⌈√in_flight⌉ where an arrival would have waited, for one stable window
 //! ```
 
@@ -17,10 +18,10 @@ impl Engine {
     pub(super) fn install(&mut self, now: MonoTime, mut decision: Decision, effects: &mut Vec<Effect>) {
         (self.stale_at, self.stale) = (stale_at(&self.params.scaling, now), false);
         self.need = decision.need;
-        if now < self.held.1 {
-            decision.to = decision.to.max(self.held.0);
+        if decision.applied {
+            self.planned = decision.to;
         }
-        decision.to = decision.to.clamp(self.floor().min(self.ceiling()), self.ceiling());
+        decision.to = self.bounded(now, decision.to);
         // what is told is the move that is made, not the one that was asked for before others moved it
         if decision.applied {
             decision.from = self.permits.limit();
@@ -77,10 +78,16 @@ impl Engine {
         }
     }
 
+    /// The ceiling moved: up to it goes what was planned, so that a dip leaves no trace where no plan follows.
     fn bound(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
-        let ceiling = self.ceiling();
-        let to = self.permits.limit().clamp(self.floor().min(ceiling), ceiling);
+        let to = self.bounded(now, self.planned);
         self.resize(now, to, Reason::Supply, effects);
+    }
+
+    fn bounded(&self, now: MonoTime, plan: u32) -> u32 {
+        let held = if now < self.held.1 { self.held.0 } else { 0 };
+        let ceiling = self.ceiling();
+        plan.max(held).clamp(self.floor().min(ceiling), ceiling)
     }
 
     /// Plans that stay away must not leave the limit where an old one put it: it goes back to the static one.
@@ -92,6 +99,7 @@ impl Engine {
         self.stale = true;
         let s = &self.params.scaling;
         if s.mode == Mode::Act {
+            self.planned = s.initial_permits;
             let limit = s.initial_permits.min(self.ceiling());
             self.resize(now, limit, Reason::Stale, effects);
         }
