@@ -8,6 +8,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use tidegate::policy::engine::{Arrival, Effect, Engine, Event, Kind, Params};
 use tidegate::policy::predict::{PolicyKind, Predictor, Wall};
+use tidegate::policy::supply::{EndpointParams, Member};
 use tidegate::policy::units::{ModelId, MonoTime, Outcome, Priority, TenantId, Ticket, Tokens};
 
 fn params(permits: u32, queue: usize) -> Params {
@@ -81,6 +82,27 @@ fn queue(c: &mut Criterion) {
     }
 }
 
+/// Any event beside tenants that each wait for the rate of a key of their own.
+fn held(c: &mut Criterion) {
+    for tenants in [50_u64, 500] {
+        let endpoint = EndpointParams { requests_per_minute: Some(2), ..EndpointParams::default() };
+        let mut params = params(100_000, 500);
+        params.supply.members = vec![Member { endpoint, keys: 0, ..Member::default() }];
+        let mut engine = Engine::new(params, MonoTime::ZERO);
+        let mut effects = Vec::new();
+        for n in 0..2 * tenants {
+            engine.on(MonoTime::ZERO, Event::Arrive(Ticket(n), arrival(n % tenants)), &mut effects);
+        }
+        assert_eq!(engine.status().queued.iter().sum::<usize>() as u64, tenants);
+        c.bench_function(&format!("an event beside {tenants} tenants who wait for their rate"), |b| {
+            b.iter(|| {
+                effects.clear();
+                engine.on(MonoTime::ZERO, Event::Tick, &mut effects);
+            });
+        });
+    }
+}
+
 /// What a decision costs off the lock: ten minutes of history, cloned and judged.
 fn decide(c: &mut Criterion) {
     let mut engine = Engine::new(params(100, 500), MonoTime::ZERO);
@@ -102,5 +124,5 @@ fn decide(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, pass, queue, decide);
+criterion_group!(benches, pass, queue, held, decide);
 criterion_main!(benches);

@@ -270,7 +270,7 @@ fn waiting(ticket: u64, line: &Line) -> Waiting {
         arrived: MonoTime::ZERO,
         tries: 0,
         avoid: None,
-        not_before: MonoTime::ZERO,
+        patience: MonoTime::MAX,
     }
 }
 

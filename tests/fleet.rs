@@ -630,3 +630,165 @@ fn in_shadow_mode_a_dip_of_what_the_upstream_takes_leaves_no_trace() {
     engine.on(now, Event::Supply(None), &mut Vec::new());
     assert_eq!(engine.status().limit, initial);
 }
+
+/// One endpoint's tickets.
+fn at(w: &World, id: u16) -> Vec<Ticket> {
+    let of = w.flights.iter().filter(|(_, f)| f.place.endpoint == EndpointId(id));
+    of.map(|(ticket, _)| *ticket).collect()
+}
+
+fn of_model(w: &mut World, model: u8, n: usize) {
+    for _ in 0..n {
+        w.step(&Step::Arrive { model, tenant: 0, cost: 10, unqueued: false, patience: None });
+    }
+}
+
+fn stop_for(w: &mut World, ticket: Ticket, secs: u64) {
+    let limits = RateLimits { retry_at: Some(w.now + Duration::from_secs(secs)), ..RateLimits::default() };
+    w.send(Event::Refused(ticket, Box::new(limits)));
+}
+
+#[test]
+fn a_long_retry_after_of_one_endpoint_waits_for_a_place_at_another() {
+    for secs in [20, 3600] {
+        let mut w = world(vec![takes(1, 0), takes(1, 0)]);
+        arrive(&mut w, 2);
+        let (a, b) = (at(&w, 0)[0], at(&w, 1)[0]);
+        let (outcome, cause) = (Outcome::Overload, RetryCause::Status);
+        let retry_after = Some(Duration::from_secs(secs));
+        w.send(Event::Retry { ticket: a, outcome, cause, retry_after });
+        assert_eq!(w.waiting, [a], "{secs}: the other one is only full");
+        w.send(Event::Finish(b, Outcome::Success, None));
+        assert_eq!(at(&w, 1), [a], "{secs}: it has a place");
+    }
+    // where there is no other one, an hour is too long
+    let mut w = world(vec![takes(1, 0)]);
+    arrive(&mut w, 1);
+    let ticket = at(&w, 0)[0];
+    let (outcome, cause) = (Outcome::Overload, RetryCause::Status);
+    w.send(Event::Retry { ticket, outcome, cause, retry_after: Some(Duration::from_secs(3600)) });
+    assert!(w.log.last().is_some_and(|(_, _, effects)| effects.contains(&Effect::GivenUp(ticket))));
+}
+
+#[test]
+fn a_short_deadline_leaves_the_later_tier_time() {
+    let mut w = world(vec![takes(1, 0), takes(5, 1)]);
+    arrive(&mut w, 1);
+    for _ in 0..2 {
+        w.step(&Step::Arrive { model: 0, tenant: 0, cost: 10, unqueued: false, patience: Some(20) });
+    }
+    assert_eq!((at(&w, 1).len(), w.waiting.len()), (0, 2), "they have 2 s");
+    w.wait_until(w.now + Duration::from_millis(1100));
+    assert_eq!((at(&w, 1).len(), w.waiting.len()), (2, 0));
+}
+
+#[test]
+fn a_queue_that_is_full_leaves_the_later_tier() {
+    let mut w = world(vec![takes(1, 0), takes(5, 1)]);
+    w.params.admission.max_requests = 2;
+    w.engine = Engine::new(w.params.clone(), w.now);
+    arrive(&mut w, 3);
+    assert_eq!((at(&w, 1).len(), w.waiting.len()), (0, 2));
+    of_model(&mut w, 1, 1);
+    assert_eq!((at(&w, 1).len(), w.waiting.len()), (1, 2), "who finds no place goes there at once");
+}
+
+#[test]
+fn a_long_stop_is_told_whoever_has_the_places() {
+    let mut w = world(vec![takes(2, 0)]);
+    of_model(&mut w, 0, 1);
+    of_model(&mut w, 1, 4);
+    let (flights, waiting) = (at(&w, 0), w.waiting.clone());
+    assert_eq!((flights.len(), waiting.len()), (2, 3));
+    stop_for(&mut w, flights[1], 3600);
+    let told = w.log.last().map(|(_, _, effects)| effects.clone()).unwrap();
+    let told = told.iter().filter(|e| matches!(e, Effect::Reject { .. })).count();
+    assert_eq!((told, w.waiting.len()), (3, 0), "in the same step");
+    w.send(Event::Finish(flights[1], Outcome::Refused, None));
+    // the other model takes all there is
+    of_model(&mut w, 0, 1);
+    assert_eq!(w.flights.len(), 2);
+    of_model(&mut w, 1, 1);
+    assert!(w.waiting.is_empty(), "who comes later is told as well");
+}
+
+#[test]
+fn what_takes_no_permit_comes_back_past_those_who_wait_for_one() {
+    let mut w = world(vec![takes(1, 0)]);
+    arrive(&mut w, 3);
+    w.step(&Step::Arrive { model: 0, tenant: 0, cost: 0, unqueued: true, patience: None });
+    let ticket = *w.flights.keys().next_back().unwrap();
+    let (outcome, cause) = (Outcome::Failure, RetryCause::Status);
+    w.send(Event::Retry { ticket, outcome, cause, retry_after: Some(Duration::from_secs(1)) });
+    assert_eq!((w.flights.len(), w.waiting.len()), (1, 3));
+    // its model is only a name it happens to have
+    let running = at(&w, 0)[0];
+    stop_for(&mut w, running, 3600);
+    assert_eq!(w.waiting, [ticket]);
+    w.wait_until(w.now + Duration::from_secs(1));
+    assert!(w.flights.contains_key(&ticket));
+}
+
+#[test]
+fn a_newcomer_passes_a_stopped_model_where_permits_are_added_on_demand() {
+    let mut w = world(vec![takes(20, 0)]);
+    arrive(&mut w, 5);
+    let ticket = at(&w, 0)[0];
+    stop_for(&mut w, ticket, 20);
+    let (outcome, cause) = (Outcome::Refused, RetryCause::Status);
+    w.send(Event::Retry { ticket, outcome, cause, retry_after: None });
+    let most = w.params.admission.max_requests;
+    arrive(&mut w, most);
+    assert_eq!((w.flights.len(), w.waiting.len()), (4, most));
+    // a plan leaves no more permits than are in use
+    w.send(Event::Install(plan(&w)));
+    assert_eq!(w.engine.status().limit, 4);
+    of_model(&mut w, 1, 1);
+    assert_eq!((w.flights.len(), w.waiting.len()), (5, most));
+}
+
+fn plan(w: &World) -> predict::Decision {
+    let status = w.engine.status();
+    predict::Decision {
+        at: w.now,
+        direction: predict::Direction::Hold,
+        reason: predict::Reason::Stable,
+        from: status.limit,
+        to: status.in_flight,
+        need: status.in_flight,
+        requests_per_minute: 0.0,
+        confidence: 1.0,
+        queued: 0,
+        utilisation: 0.0,
+        applied: true,
+        since_change: Duration::ZERO,
+        outlook: None,
+    }
+}
+
+/// Stopped for a minute, a queue has no pace; what it had before is what it has after it.
+#[test]
+fn a_stop_says_nothing_of_the_queue_s_pace() {
+    let mut w = world(vec![takes(10, 0)]);
+    arrive(&mut w, 100);
+    // ten a second for a while
+    for _ in 0..600 {
+        w.wait_until(w.now + Duration::from_millis(100));
+        let ticket = at(&w, 0)[0];
+        w.send(Event::Finish(ticket, Outcome::Success, None));
+        arrive(&mut w, 1);
+    }
+    let running = at(&w, 0);
+    stop_for(&mut w, running[0], 50);
+    for ticket in running {
+        w.send(Event::Finish(ticket, Outcome::Success, None));
+    }
+    w.wait_until(w.now + Duration::from_secs(49));
+    assert!(w.flights.is_empty() && !w.waiting.is_empty());
+    let waiting = w.waiting.len();
+    w.wait_until(w.now + Duration::from_secs(2));
+    let probe = at(&w, 0)[0];
+    w.send(Event::FirstByte { ticket: probe, alive: true });
+    arrive(&mut w, 300);
+    assert!(w.waiting.len() > waiting + 200, "{} of {waiting} + 300", w.waiting.len());
+}

@@ -29,8 +29,9 @@ pub use retry::RetryCause;
 use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Waiting};
 use crate::policy::predict::{ArticleWindow, History, PolicyKind};
 use crate::policy::supply::retry::Budget;
-use crate::policy::supply::{Attempt, Choice, Fleet, Hold, Report, Want};
+use crate::policy::supply::{Attempt, Choice, Fleet, Hold, Report, Until};
 use crate::policy::units::{MonoTime, Place, Priority, Refusal, TenantId, Ticket};
+use dispatch::want;
 
 #[derive(Clone, Copy, Debug)]
 struct Flight {
@@ -80,6 +81,8 @@ pub struct Engine {
     timer: Option<MonoTime>,
     /// When somebody who waits may be able to go, as the last look found.
     wake: Option<MonoTime>,
+    /// Somebody waits for a permit, or for a rate that comes back steadily.
+    moves: bool,
     reports: Vec<Report>,
 }
 
@@ -123,6 +126,7 @@ impl Engine {
             draining: false,
             timer: None,
             wake: None,
+            moves: false,
             reports: Vec::new(),
             params,
         };
@@ -156,6 +160,8 @@ impl Engine {
                     && !std::mem::replace(&mut flight.refused, true)
                 {
                     self.fleet.refused(now, &flight.attempt, &limits, &mut self.reports);
+                    let request = flight.request;
+                    self.refused(now, &request, effects);
                 }
             }
             Event::FirstToken { ticket, prompt } => {
@@ -200,8 +206,8 @@ impl Engine {
         let in_flight = self.permits.in_flight();
         let tunnels = u32::try_from(self.websockets).unwrap_or(u32::MAX);
         self.history.advance(now, waiting, in_flight.saturating_sub(tunnels), tunnels);
-        // while the breaker is open the queue stands still, which says nothing about its pace
-        let busy = waiting > 0 && self.fleet.serves();
+        // while the breaker is open or a rate stopped the queue stands still, which says nothing about its pace
+        let busy = self.moves && waiting > 0 && self.fleet.serves();
         self.drain_rate.advance(now, busy);
     }
 
@@ -224,7 +230,7 @@ impl Engine {
             return effects.push(refuse(Refusal::Overloaded, Some(Duration::from_secs(1))));
         }
         let deadline = (now + limits.timeout).min(a.head_by.unwrap_or(MonoTime::MAX));
-        let request = Waiting {
+        let mut request = Waiting {
             ticket,
             tenant: a.tenant,
             priority: a.priority,
@@ -239,9 +245,12 @@ impl Engine {
             arrived: now,
             tries: 0,
             avoid: None,
-            not_before: now,
+            patience: MonoTime::MAX,
         };
-        let mut want = self.want(now, &request);
+        if self.fleet.has_tiers() {
+            request.patience = self.patience(now, &request);
+        }
+        let mut want = want(&request);
         // an upload's client could make everybody wait for as long as it likes: it probes only where nobody else
         // has come to do it
         want.may_probe = a.kind != Kind::Upload || !self.probe_just_due(now);
@@ -271,14 +280,11 @@ impl Engine {
         if matches!(choice, Choice::Go(_)) && self.passes(now, &request, effects) {
             return;
         }
-        let limits = &self.params.admission;
-        if self.queue.len() >= limits.max_requests
-            || self.queue.bytes().saturating_add(a.bytes) > limits.max_bytes
-        {
+        if self.crowded(a.bytes) {
             return effects.push(refuse(Refusal::QueueFull, self.wait_of(now, a.priority, a.tenant)));
         }
         let ahead = self.queue.ahead_of(a.priority, a.tenant);
-        let moves = !matches!(choice, Choice::Wait(Hold::Probe | Hold::Down { .. }));
+        let moves = !matches!(choice, Choice::Wait(Hold { until: Until::Probed | Until::Up, .. }));
         if moves
             && let Some(least) = self.drain_rate.least_wait(now, ahead, self.permits.in_flight())
             && now + least > deadline
@@ -288,32 +294,27 @@ impl Engine {
         self.queue.push(request);
     }
 
-    /// What the fleet has to know of a request.
-    fn want(&self, now: MonoTime, w: &Waiting) -> Want {
-        let mut patience = w.arrived + self.params.admission.failover_wait;
-        if self.fleet.has_tiers()
-            && self.wait_of(now, w.priority, w.tenant).is_some_and(|wait| now + wait >= patience)
-        {
-            patience = now;
-        }
-        Want {
-            ticket: w.ticket,
-            tenant: w.tenant,
-            model: w.model,
-            cost: w.cost,
-            paced: !w.unqueued,
-            avoid: w.avoid,
-            patience,
-            may_probe: true,
-        }
+    /// The queue has no place for one of so many bytes.
+    fn crowded(&self, bytes: u64) -> bool {
+        let limits = &self.params.admission;
+        self.queue.len() >= limits.max_requests || self.queue.bytes().saturating_add(bytes) > limits.max_bytes
+    }
+
+    /// Until when a newcomer waits for the first tier: not at all if it could not, or that would be too long, and no
+    /// more than half of the time it has, for the later tier needs some of it.
+    fn patience(&self, now: MonoTime, w: &Waiting) -> MonoTime {
+        let patience = now + self.params.admission.failover_wait.min(w.deadline.since(now) / 2);
+        let wait = self.wait_of(now, w.priority, w.tenant);
+        let too_long = self.crowded(w.bytes) || wait.is_some_and(|wait| now + wait >= patience);
+        if too_long { now } else { patience }
     }
 
     /// The refusal of a request that would wait for `hold` in vain.
     fn in_vain(&self, now: MonoTime, hold: Hold, w: &Waiting) -> Option<Effect> {
-        let (refusal, retry_after) = match hold {
-            Hold::Down { until } if until >= w.deadline => (Refusal::UpstreamUnavailable, self.recovery(now)),
-            Hold::Rate { until, .. } if until >= w.deadline => {
-                (Refusal::DeadlineUnreachable, Some(until.since(now).max(Duration::from_secs(1))))
+        let (refusal, retry_after) = match hold.until {
+            Until::Up if hold.at >= w.deadline => (Refusal::UpstreamUnavailable, self.recovery(now)),
+            Until::Rate { .. } if hold.at >= w.deadline => {
+                (Refusal::DeadlineUnreachable, Some(hold.at.since(now).max(Duration::from_secs(1))))
             }
             _ => return None,
         };
@@ -329,8 +330,7 @@ impl Engine {
         place: Place,
         effects: &mut Vec<Effect>,
     ) {
-        let want = self.want(now, &request);
-        let attempt = self.fleet.start(now, &want, place, &mut self.reports);
+        let attempt = self.fleet.start(now, &want(&request), place, &mut self.reports);
         self.report(effects);
         match kind {
             Kind::Unqueued | Kind::Upload => self.unqueued += 1,

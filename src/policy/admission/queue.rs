@@ -7,9 +7,9 @@
 //!    tokens: who asks for more waits longer, and a thousand requests of one do not bury another's two;
 //! 3. within a tenant, first in, first out per model.
 //!
-//! A request that was admitted before and comes back for another try stands before all lines of its class.
-//! [`Queue::next`] passes over what cannot go at the moment (a model whose rate limit is used up, a try whose
-//! backoff is not over), so that it holds up nobody else.
+//! A request that was admitted before and comes back for another try stands before all lines of its class; one that
+//! takes no permit stands beside them, for it waits for nobody's turn. [`Queue::next`] passes over what cannot go at
+//! the moment (a model whose rate limit is used up, a try whose backoff is not over), so that it holds up nobody else.
 //!
 //! Everything is ordered by value (`BTreeMap`), so that the same events give the same order anywhere.
 
@@ -46,10 +46,20 @@ pub struct Waiting {
     pub arrived: MonoTime,
     /// Tries it has had.
     pub tries: u8,
-    /// Where the last of them failed.
-    pub avoid: Option<EndpointId>,
-    /// When its backoff is over.
-    pub not_before: MonoTime,
+    /// Where the last of them failed, and until when it does not go there again.
+    pub avoid: Option<(EndpointId, MonoTime)>,
+    /// Until when it waits for the first tier rather than go to a later one.
+    pub patience: MonoTime,
+}
+
+impl Waiting {
+    /// When it can do what it could not before.
+    fn dues(&self) -> impl Iterator<Item = (MonoTime, Ticket)> {
+        let back = self.avoid.map(|(_, until)| until);
+        let dues = [Some(self.patience), back].into_iter().flatten();
+        let ticket = self.ticket;
+        dues.filter(|at| *at < MonoTime::MAX).map(move |at| (at, ticket))
+    }
 }
 
 /// Weights of the classes, by [`Priority::index`].
@@ -75,7 +85,7 @@ fn turn_cost(request: &Waiting) -> u64 {
 
 impl Lane {
     /// The first that may go.
-    fn head(&self, may: &impl Fn(&Waiting) -> bool) -> Option<&Waiting> {
+    fn head(&self, may: &mut impl FnMut(&Waiting) -> bool) -> Option<&Waiting> {
         let heads = self.lines.values().filter_map(BTreeMap::first_key_value);
         heads.filter(|(_, w)| may(w)).min_by_key(|(seq, _)| **seq).map(|(_, w)| w)
     }
@@ -92,13 +102,13 @@ struct Class {
 }
 
 impl Class {
-    fn has_head(&self, may: &impl Fn(&Waiting) -> bool) -> bool {
-        self.returned.values().any(may) || self.lanes.values().any(|lane| lane.head(may).is_some())
+    fn has_head(&self, may: &mut impl FnMut(&Waiting) -> bool) -> bool {
+        self.returned.values().any(&mut *may) || self.lanes.values().any(|lane| lane.head(may).is_some())
     }
 
     /// Who is next by deficit round robin. Lanes that cannot pay yet go to the back; those of which nobody may go
     /// keep their place.
-    fn head(&mut self, may: &impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+    fn head(&mut self, may: &mut impl FnMut(&Waiting) -> bool) -> Option<Waiting> {
         if let Some(request) = self.returned.values().find(|w| may(w)) {
             return Some(*request);
         }
@@ -128,16 +138,27 @@ struct Spot {
     tenant: TenantId,
     model: ModelId,
     seq: u64,
-    returned: bool,
+    stands: Stands,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    /// In its tenant's lane.
+    InLine,
+    /// Before the lanes of its class.
+    Returned,
+    /// Beside all classes: it came back, and takes no permit.
+    Beside,
 }
 
 /// The queue. Bounds are the engine's business; this only orders.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
     classes: [Class; 3],
+    beside: BTreeMap<u64, Waiting>,
     places: BTreeMap<Ticket, Spot>,
     deadlines: BTreeSet<(MonoTime, Ticket)>,
-    /// When backoffs are over.
+    /// When backoffs and patience are over.
     dues: BTreeSet<(MonoTime, Ticket)>,
     arrivals: u64,
     bytes: u64,
@@ -169,18 +190,11 @@ impl Queue {
     pub fn get(&self, ticket: Ticket) -> Option<&Waiting> {
         let spot = self.places.get(&ticket)?;
         let class = &self.classes[spot.priority.index()];
-        if spot.returned {
-            class.returned.get(&spot.seq)
-        } else {
-            class.lanes.get(&spot.tenant)?.lines.get(&spot.model)?.get(&spot.seq)
+        match spot.stands {
+            Stands::InLine => class.lanes.get(&spot.tenant)?.lines.get(&spot.model)?.get(&spot.seq),
+            Stands::Returned => class.returned.get(&spot.seq),
+            Stands::Beside => self.beside.get(&spot.seq),
         }
-    }
-
-    /// When the first of those that wait came.
-    #[must_use]
-    pub fn oldest(&self) -> Option<MonoTime> {
-        let came = |ticket: &Ticket| self.get(*ticket).map(|w| w.arrived);
-        self.places.keys().next().and_then(came)
     }
 
     /// Bytes their bodies hold.
@@ -192,7 +206,19 @@ impl Queue {
     /// Requests that wait, by class.
     #[must_use]
     pub fn by_priority(&self) -> [usize; 3] {
-        [self.classes[0].len, self.classes[1].len, self.classes[2].len]
+        Priority::ALL
+            .map(|p| self.classes[p.index()].len + self.beside.values().filter(|w| w.priority == p).count())
+    }
+
+    /// Those that wait for another try and take no permit, in the order in which they came back.
+    pub fn beside(&self) -> impl Iterator<Item = &Waiting> {
+        self.beside.values()
+    }
+
+    /// Nobody waits for a permit.
+    #[must_use]
+    pub fn wants_no_permit(&self) -> bool {
+        self.classes.iter().all(|class| class.len == 0)
     }
 
     /// The earliest moment at which a wait ends in vain.
@@ -201,16 +227,17 @@ impl Queue {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
-    /// When the next backoff after `now` is over.
+    /// When the next backoff or patience after `now` is over.
     #[must_use]
     pub fn next_due(&self, now: MonoTime) -> Option<MonoTime> {
-        self.dues.iter().map(|(at, _)| *at).find(|at| *at > now)
+        self.dues.range((now, Ticket(u64::MAX))..).map(|(at, _)| *at).find(|at| *at > now)
     }
 
     /// Puts a request at the end of its line. A ticket that already waits is not taken twice.
     pub fn push(&mut self, request: Waiting) {
-        if let Some(seq) = self.enter(&request, false) {
+        if let Some(seq) = self.enter(&request, Stands::InLine) {
             let class = &mut self.classes[request.priority.index()];
+            class.len += 1;
             let lane = class.lanes.entry(request.tenant).or_default();
             if lane.len == 0 {
                 class.turn.push_back(request.tenant);
@@ -220,25 +247,31 @@ impl Queue {
         }
     }
 
-    /// Puts one that was admitted before at the head of its class, after those that came back before it.
+    /// Puts one that was admitted before at the head of its class, after those that came back before it; beside the
+    /// classes if it takes no permit.
     pub fn put_back(&mut self, request: Waiting) {
-        if let Some(seq) = self.enter(&request, true) {
-            self.classes[request.priority.index()].returned.insert(seq, request);
-            self.dues.insert((request.not_before, request.ticket));
+        let stands = if request.unqueued { Stands::Beside } else { Stands::Returned };
+        let Some(seq) = self.enter(&request, stands) else { return };
+        if request.unqueued {
+            self.beside.insert(seq, request);
+        } else {
+            let class = &mut self.classes[request.priority.index()];
+            class.len += 1;
+            class.returned.insert(seq, request);
         }
     }
 
-    fn enter(&mut self, request: &Waiting, returned: bool) -> Option<u64> {
+    fn enter(&mut self, request: &Waiting, stands: Stands) -> Option<u64> {
         if self.places.contains_key(&request.ticket) {
             return None;
         }
         let seq = self.arrivals;
         self.arrivals += 1;
         let Waiting { priority, tenant, model, .. } = *request;
-        self.places.insert(request.ticket, Spot { priority, tenant, model, seq, returned });
+        self.places.insert(request.ticket, Spot { priority, tenant, model, seq, stands });
         self.deadlines.insert((request.deadline, request.ticket));
+        self.dues.extend(request.dues());
         self.bytes = self.bytes.saturating_add(request.bytes);
-        self.classes[priority.index()].len += 1;
         Some(seq)
     }
 
@@ -246,43 +279,47 @@ impl Queue {
     pub fn remove(&mut self, ticket: Ticket) -> Option<Waiting> {
         let spot = self.places.remove(&ticket)?;
         let class = &mut self.classes[spot.priority.index()];
-        let request = if spot.returned {
-            let request = class.returned.remove(&spot.seq)?;
-            self.dues.remove(&(request.not_before, ticket));
-            request
-        } else {
-            let lane = class.lanes.get_mut(&spot.tenant)?;
-            let line = lane.lines.get_mut(&spot.model)?;
-            let request = line.remove(&spot.seq)?;
-            if line.is_empty() {
-                lane.lines.remove(&spot.model);
-            }
-            lane.len -= 1;
-            if lane.len == 0 {
-                // a lane that is gone takes its unused deficit with it: nobody saves up while absent
-                class.lanes.remove(&spot.tenant);
-                if let Some(place) = class.turn.iter().position(|t| *t == spot.tenant) {
-                    class.turn.remove(place);
+        class.len -= usize::from(spot.stands != Stands::Beside);
+        let request = match spot.stands {
+            Stands::Beside => self.beside.remove(&spot.seq)?,
+            Stands::Returned => class.returned.remove(&spot.seq)?,
+            Stands::InLine => {
+                let lane = class.lanes.get_mut(&spot.tenant)?;
+                let line = lane.lines.get_mut(&spot.model)?;
+                let request = line.remove(&spot.seq)?;
+                if line.is_empty() {
+                    lane.lines.remove(&spot.model);
                 }
+                lane.len -= 1;
+                if lane.len == 0 {
+                    // a lane that is gone takes its unused deficit with it: nobody saves up while absent
+                    class.lanes.remove(&spot.tenant);
+                    if let Some(place) = class.turn.iter().position(|t| *t == spot.tenant) {
+                        class.turn.remove(place);
+                    }
+                }
+                request
             }
-            request
         };
-        class.len -= 1;
         self.deadlines.remove(&(request.deadline, ticket));
+        for due in request.dues() {
+            self.dues.remove(&due);
+        }
         self.bytes = self.bytes.saturating_sub(request.bytes);
         Some(request)
     }
 
     /// Takes out the next one whose turn it is.
     pub fn pop(&mut self) -> Option<Waiting> {
-        let next = self.next(&|_| true)?;
+        let next = self.next(&mut |_| true)?;
         self.take(next.ticket)
     }
 
     /// The next one among those that `may` go, whose turn it is. It stays: [`Queue::take`] takes it.
     ///
-    /// Of each line only the first is asked about, so that nobody overtakes within one.
-    pub fn next(&mut self, may: &impl Fn(&Waiting) -> bool) -> Option<Waiting> {
+    /// Of each line only the first is asked about, so that nobody overtakes within one. Where nobody may, each of those
+    /// is asked about once.
+    pub fn next(&mut self, may: &mut impl FnMut(&Waiting) -> bool) -> Option<Waiting> {
         // nobody saves up while absent
         self.classes.iter_mut().filter(|class| class.len == 0).for_each(|class| class.credit = 0);
         let competing = [0, 1, 2].map(|p| self.classes[p].has_head(may));
@@ -305,7 +342,7 @@ impl Queue {
         let class = &mut self.classes[spot.priority.index()];
         class.credit -= total;
         // who came back has paid its turn already
-        if !spot.returned
+        if spot.stands == Stands::InLine
             && let Some(lane) = class.lanes.get_mut(&spot.tenant)
             && let Some(request) = lane.lines.get(&spot.model).and_then(|line| line.get(&spot.seq))
         {
@@ -377,7 +414,7 @@ mod tests {
             arrived: MonoTime::ZERO,
             tries: 0,
             avoid: None,
-            not_before: MonoTime::ZERO,
+            patience: MonoTime::MAX,
         }
     }
 
@@ -459,5 +496,30 @@ mod tests {
         assert_eq!(q.ahead_of(Priority::Normal, TenantId(2)), 1);
         assert_eq!(q.ahead_of(Priority::High, TenantId(2)), 1);
         assert_eq!(q.ahead_of(Priority::Low, TenantId(2)), 4);
+    }
+
+    #[test]
+    fn where_nobody_may_go_each_line_is_asked_once() {
+        let mut q = Queue::default();
+        for t in 0..500 {
+            q.push(w(t, t, Priority::ALL[(t % 3) as usize], 1));
+        }
+        let mut asked = 0;
+        let mut may = |_: &Waiting| {
+            asked += 1;
+            false
+        };
+        assert_eq!(q.next(&mut may), None);
+        assert_eq!(asked, 500);
+    }
+
+    #[test]
+    fn what_takes_no_permit_stands_beside_all_turns() {
+        let mut q = Queue::default();
+        q.put_back(Waiting { unqueued: true, ..w(1, 1, Priority::Normal, 1) });
+        assert_eq!((q.len(), q.by_priority(), q.pop()), (1, [0, 1, 0], None));
+        assert!(q.wants_no_permit() && q.contains(Ticket(1)));
+        assert_eq!(q.remove(Ticket(1)).map(|r| r.ticket), Some(Ticket(1)));
+        assert!(q.is_empty());
     }
 }

@@ -62,7 +62,7 @@ impl Engine {
                     self.history.finished();
                 }
                 self.websockets -= usize::from(flight.kind == Kind::WebSocket);
-                if !self.queue.is_empty() {
+                if self.moves {
                     self.drain_rate.freed();
                 }
             }

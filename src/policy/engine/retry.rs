@@ -5,15 +5,17 @@
 //! class, with its first deadline, and takes a permit again when its wait is over and an endpoint has room.
 //!
 //! ```text
-//! not before = now                   where another endpoint or key can take it
-//!            = now + Retry-After     else, as the upstream said
-//!            = now + jitter(backoff)
+//! back there not before = now                    with another key, where that helps
+//!                       = now + Retry-After      as the upstream said
+//!                       = now + jitter(backoff)  else
 //! ```
+//! The pause is the endpoint's that failed. Another one may take it at any time, as soon as it has room.
 
+use crate::policy::engine::dispatch::want;
 use crate::policy::engine::{Effect, Engine, Kind};
 use crate::policy::supply::Choice;
 use crate::policy::supply::retry::{Budget, wait};
-use crate::policy::units::{MonoTime, Outcome, Ticket};
+use crate::policy::units::{MonoTime, Outcome, Place, Ticket};
 use crate::policy::{admission::OnDrain, admission::Waiting};
 use std::time::Duration;
 
@@ -95,23 +97,21 @@ impl Engine {
         let tries = if untried { 0 } else { request.tries };
         let pause = wait(&supply.retry, tries.into(), supply.seed, ticket, retry_after)?;
         request.tries += u8::from(!untried);
-        request.avoid = Some(failed.endpoint);
-        let choice = self.fleet.choose(now, &self.want(now, &request));
-        request.not_before = match choice {
-            // another key helps against what was said of the key
-            Choice::Go(place)
-                if place.endpoint != failed.endpoint
-                    || (place != failed && (outcome == Outcome::Refused || cause == RetryCause::Key)) =>
-            {
-                now
-            }
-            _ if cause == RetryCause::Key => return None,
-            _ => now + pause,
+        let avoiding = |until| {
+            let request = Waiting { avoid: Some((failed.endpoint, until)), ..request };
+            let choice = self.fleet.choose(now, &want(&request));
+            let in_vain = matches!(choice, Choice::Wait(hold) if self.in_vain(now, hold, &request).is_some());
+            (!in_vain).then_some((request, choice))
         };
-        let in_vain = |hold| self.in_vain(now, hold, &request).is_some();
-        if request.not_before >= request.deadline || matches!(choice, Choice::Wait(hold) if in_vain(hold)) {
-            return None;
-        }
+        // another key helps against what was said of the key
+        let of_key = outcome == Outcome::Refused || cause == RetryCause::Key;
+        let elsewhere =
+            |place: Place| place.endpoint != failed.endpoint || (of_key && place.key != failed.key);
+        let request = match avoiding(now)? {
+            (request, Choice::Go(place)) if elsewhere(place) => request,
+            _ if cause == RetryCause::Key => return None,
+            _ => avoiding(now + pause)?.0,
+        };
         (untried || self.retry_budget.take(&supply.retry, cause == RetryCause::Timeout)).then_some(request)
     }
 

@@ -48,19 +48,22 @@ impl Engine {
     /// capacity, so withholding it would only add waiting. What is missing is added, with some to spare for
     /// those who come next.
     pub(super) fn free(&mut self, now: MonoTime, effects: &mut Vec<Effect>) -> bool {
-        if self.permits.free() > 0 {
-            return true;
+        if self.permits.free() > 0 || !self.may_free() {
+            return self.permits.free() > 0;
         }
-        let s = &self.params.scaling;
         let in_flight = self.permits.in_flight();
-        if s.policy != PolicyKind::Predictive || s.mode != Mode::Act || in_flight >= self.ceiling() {
-            return false;
-        }
         let spare = f64::from(in_flight).sqrt().ceil() as u32;
         let to = (in_flight + 1 + spare).min(self.ceiling());
         self.resize(now, to, Reason::WorkConserving, effects);
         self.held = (to, now + predict::STABLE_WINDOW);
         true
+    }
+
+    /// Whether [`Engine::free`] would find a permit.
+    pub(super) fn may_free(&self) -> bool {
+        let s = &self.params.scaling;
+        let adds = s.policy == PolicyKind::Predictive && s.mode == Mode::Act;
+        self.permits.free() > 0 || (adds && self.permits.in_flight() < self.ceiling())
     }
 
     /// What the upstream was said to take. It wins over every plan, at once.

@@ -20,7 +20,7 @@ mod terms;
 use std::time::Duration;
 
 pub use endpoint::Status as EndpointStatus;
-pub use terms::{Attempt, Choice, Hold, Paces, Report, SaidBy, Want};
+pub use terms::{Attempt, Choice, Hold, Paces, Report, SaidBy, Until, Want};
 
 use crate::policy::supply::pace::{RateLimits, Refusal429};
 use crate::policy::supply::{BreakerState, Member, Params, ServerLoad, Transition, Verdict};
@@ -62,30 +62,33 @@ impl Fleet {
     /// Where `want` may go now.
     #[must_use]
     pub fn choose(&self, now: MonoTime, want: &Want) -> Choice {
-        if let [only] = self.endpoints.as_slice() {
+        let may_return = want.avoid.is_none_or(|(_, until)| until <= now);
+        if let [only] = self.endpoints.as_slice()
+            && may_return
+        {
             return match only.opening(now, want) {
                 Ok(key) => Choice::Go(Place { endpoint: EndpointId(0), key }),
                 Err(hold) => Choice::Wait(hold),
             };
         }
-        let elsewhere = self.seek(now, want, want.avoid);
-        match (elsewhere, want.avoid) {
-            (Choice::Wait(hold), Some(_)) => match self.seek(now, want, None) {
-                Choice::Wait(other) => Choice::Wait(hold.sooner(other)),
-                go => go,
-            },
-            (choice, _) => choice,
+        match self.seek(now, want) {
+            Choice::Wait(_) if may_return => self.seek(now, &Want { avoid: None, ..*want }),
+            choice => choice,
         }
     }
 
-    fn seek(&self, now: MonoTime, want: &Want, avoid: Option<EndpointId>) -> Choice {
+    fn seek(&self, now: MonoTime, want: &Want) -> Choice {
         let mut holds: Option<Hold> = None;
         for tier in &self.tiers {
             let mut down = true;
             let mut usable = Vec::new();
             for &i in tier {
                 let id = endpoint_id(i);
-                if avoid == Some(id) {
+                if let Some((avoided, until)) = want.avoid
+                    && avoided == id
+                {
+                    let hold = Hold { until: Until::Up, at: until };
+                    holds = Some(holds.map_or(hold, |h| h.or(hold)));
                     continue;
                 }
                 let endpoint = &self.endpoints[i];
@@ -99,12 +102,12 @@ impl Fleet {
                         usable.push((i, place));
                     }
                     Err(hold) => {
-                        down &= match hold {
-                            Hold::Down { .. } | Hold::Probe => true,
-                            Hold::Rate { until, .. } => until > want.patience,
-                            Hold::Full => false,
+                        down &= match hold.until {
+                            Until::Up | Until::Probed => true,
+                            Until::Rate { .. } => hold.at > want.patience,
+                            Until::Room => false,
                         };
-                        holds = Some(holds.map_or(hold, |h| h.sooner(hold)));
+                        holds = Some(holds.map_or(hold, |h| h.or(hold)));
                     }
                 }
             }
@@ -116,7 +119,7 @@ impl Fleet {
                 break;
             }
         }
-        Choice::Wait(holds.unwrap_or(Hold::Full))
+        Choice::Wait(holds.unwrap_or(Hold::ROOM))
     }
 
     /// The less loaded of two drawn at random; those that were ejected only among themselves.

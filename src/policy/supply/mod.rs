@@ -15,7 +15,7 @@ mod server_load;
 pub use breaker::{Breaker, BreakerState, Transition, Verdict};
 
 pub use endpoint::{ConcurrencyMode, EndpointParams};
-pub use fleet::{Attempt, Choice, EndpointStatus, Fleet, Hold, Paces, Report, SaidBy, Want};
+pub use fleet::{Attempt, Choice, EndpointStatus, Fleet, Hold, Paces, Report, SaidBy, Until, Want};
 pub use params::{BreakerParams, Member, Params};
 pub use retry::RetryParams;
 pub use routing::{Overlap, Routing};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::policy::supply::concurrency::{Change, Concurrency, Learning};
-use crate::policy::supply::fleet::{Attempt, Hold, Report, Want};
+use crate::policy::supply::fleet::{Attempt, Hold, Report, Until, Want};
 use crate::policy::supply::pace::{Pace, PaceParams, Pacer};
 use crate::policy::supply::{Breaker, BreakerState, ConcurrencyMode, Member, Params, Transition, Verdict};
 use crate::policy::units::{EndpointId, KeyId, ModelId, MonoTime, Place, Sample, TenantId, Tokens};
@@ -127,14 +127,16 @@ impl Endpoint {
         match verdict {
             Verdict::Pass => {}
             Verdict::Probe if want.may_probe => {}
-            Verdict::OpenUntil(until) => return Err(Hold::Down { until }),
-            Verdict::Probe | Verdict::Probing => return Err(Hold::Probe),
+            Verdict::OpenUntil(at) => return Err(Hold { until: Until::Up, at }),
+            Verdict::Probe | Verdict::Probing => {
+                return Err(Hold { until: Until::Probed, at: MonoTime::MAX });
+            }
         }
-        // where all hang that it takes, a probe is what tells
-        if want.paced && verdict == Verdict::Pass && self.is_full() {
-            return Err(Hold::Full);
-        }
-        self.key(now, want)
+        let key = self.key(now, want);
+        // a stop is told of also where it is full: it may end the wait. And where all hang that it takes, a probe tells
+        let full = want.paced && verdict == Verdict::Pass && self.is_full();
+        let stopped = matches!(key, Err(Hold { until: Until::Rate { stopped: true }, .. }));
+        if full && !stopped { Err(Hold::ROOM) } else { key }
     }
 
     /// What it has in flight, and its probe where that is due.
@@ -143,7 +145,7 @@ impl Endpoint {
     }
 
     /// It has as many in flight as it takes.
-    pub(super) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.law.limit().is_some_and(|limit| self.in_flight >= limit.max(1))
     }
 
@@ -162,10 +164,10 @@ impl Endpoint {
             let key = KeyId(u16::try_from(k).unwrap_or_default());
             match self.rate(now, want, key) {
                 None => return Ok(key),
-                Some(hold) => held = Some(held.map_or(hold, |h| h.sooner(hold))),
+                Some(hold) => held = Some(held.map_or(hold, |h| h.or(hold))),
             }
         }
-        Err(held.unwrap_or(Hold::Full))
+        Err(held.unwrap_or(Hold::ROOM))
     }
 
     /// What the rate of `key` makes `want` wait for.
@@ -180,7 +182,7 @@ impl Endpoint {
         let stopped = pacer.stopped_until(now).is_some();
         match pacer.ready(now, want.cost) {
             Pace::Now => None,
-            Pace::At(until) | Pace::Probing(until) => Some(Hold::Rate { until, stopped }),
+            Pace::At(at) | Pace::Probing(at) => Some(Hold { until: Until::Rate { stopped }, at }),
         }
     }
 

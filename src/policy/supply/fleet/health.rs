@@ -8,13 +8,6 @@ use crate::policy::supply::fleet::Fleet;
 use crate::policy::units::MonoTime;
 
 impl Fleet {
-    /// One of several endpoints has room, though it may not be for everybody.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        let several = self.endpoints.len() > 1;
-        several && self.endpoints.iter().any(|e| e.breaker.state() == BreakerState::Closed && !e.is_full())
-    }
-
     /// Some endpoint takes requests.
     #[must_use]
     pub fn serves(&self) -> bool {

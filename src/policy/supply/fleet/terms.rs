@@ -18,8 +18,8 @@ pub struct Want {
     pub cost: Tokens,
     /// It counts against learned limits and rates; what takes no permit does not.
     pub paced: bool,
-    /// It failed there: elsewhere if at all possible.
-    pub avoid: Option<EndpointId>,
+    /// It failed there: elsewhere if at all possible, and nowhere else before that moment.
+    pub avoid: Option<(EndpointId, MonoTime)>,
     /// Until when it waits for the first tier rather than go to a later one.
     pub patience: MonoTime,
     /// It may be the one that tries a broken endpoint.
@@ -55,35 +55,42 @@ pub enum Choice {
 
 /// What is being waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// Somebody to finish: every endpoint carries what it takes.
-    Full,
-    /// This model's rate to come back. `stopped`: the upstream refused, nothing of it goes before then.
+pub struct Hold {
+    /// The first thing that is to happen.
+    pub until: Until,
+    /// When something changes by itself; `MAX`: only when somebody finishes.
+    pub at: MonoTime,
+}
+
+/// What ends a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Somebody finishes: every endpoint carries what it takes.
+    Room,
+    /// A probe that is under way ends.
+    Probed,
+    /// This model's rate comes back. `stopped`: the upstream refused, nothing of it goes before then.
     Rate {
-        /// When the next may go.
-        until: MonoTime,
         /// The upstream said so.
         stopped: bool,
     },
-    /// A probe that is under way.
-    Probe,
-    /// A broken or refusing upstream to be worth another try.
-    Down {
-        /// When that is.
-        until: MonoTime,
-    },
+    /// A broken or refusing upstream is worth another try.
+    Up,
 }
 
 impl Hold {
-    /// The one that ends sooner, as far as can be told.
-    pub(super) fn sooner(self, other: Self) -> Self {
-        let rank = |h: Self| match h {
-            Self::Full => (0, MonoTime::ZERO),
-            Self::Probe => (1, MonoTime::ZERO),
-            Self::Rate { until, .. } => (2, until),
-            Self::Down { until } => (2, until),
+    /// The wait for somebody to finish.
+    pub(super) const ROOM: Self = Self { until: Until::Room, at: MonoTime::MAX };
+
+    /// Either of two: what ends sooner, as far as can be told.
+    pub(super) fn or(self, other: Self) -> Self {
+        let rank = |h: Self| match h.until {
+            Until::Room => (0, MonoTime::ZERO),
+            Until::Probed => (1, MonoTime::ZERO),
+            Until::Rate { .. } | Until::Up => (2, h.at),
         };
-        if rank(other) < rank(self) { other } else { self }
+        let first = if rank(other) < rank(self) { other } else { self };
+        Self { at: self.at.min(other.at), ..first }
     }
 }
 
