@@ -792,3 +792,14 @@ fn a_stop_says_nothing_of_the_queue_s_pace() {
     arrive(&mut w, 300);
     assert!(w.waiting.len() > waiting + 200, "{} of {waiting} + 300", w.waiting.len());
 }
+
+#[test]
+fn a_tier_that_fails_its_check_is_left_for_a_sound_one() {
+    let mut w = world(vec![takes(5, 0), takes(5, 1)]);
+    w.send(Event::Checked(EndpointId(0), false));
+    arrive(&mut w, 1);
+    assert_eq!((at(&w, 0).len(), at(&w, 1).len()), (0, 1));
+    w.send(Event::Checked(EndpointId(1), false));
+    arrive(&mut w, 1);
+    assert_eq!((at(&w, 0).len(), at(&w, 1).len()), (1, 1), "where none is sound, the first tier's");
+}

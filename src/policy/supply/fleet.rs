@@ -79,9 +79,11 @@ impl Fleet {
 
     fn seek(&self, now: MonoTime, want: &Want) -> Choice {
         let mut holds: Option<Hold> = None;
+        // of the first tier that has any: an ejected endpoint still beats none
+        let mut ejected = Vec::new();
         for tier in &self.tiers {
             let mut down = true;
-            let mut usable = Vec::new();
+            let (mut sound, mut unsound) = (Vec::new(), Vec::new());
             for &i in tier {
                 let id = endpoint_id(i);
                 if let Some((avoided, until)) = want.avoid
@@ -98,37 +100,42 @@ impl Fleet {
                         if endpoint.breaker.peek(now) == Verdict::Probe {
                             return Choice::Go(place);
                         }
-                        down = false;
-                        usable.push((i, place));
+                        if endpoint.ejected(now) {
+                            unsound.push((i, place));
+                        } else {
+                            down = false;
+                            sound.push((i, place));
+                        }
                     }
                     Err(hold) => {
-                        down &= match hold.until {
-                            Until::Up | Until::Probed => true,
-                            Until::Rate { .. } => hold.at > want.patience,
-                            Until::Room => false,
-                        };
+                        down &= endpoint.ejected(now)
+                            || match hold.until {
+                                Until::Up | Until::Probed => true,
+                                Until::Rate { .. } => hold.at > want.patience,
+                                Until::Room => false,
+                            };
                         holds = Some(holds.map_or(hold, |h| h.or(hold)));
                     }
                 }
             }
-            // an ejected endpoint still beats none
-            if let Some(place) = self.lighter(now, want.ticket, &usable) {
+            if let Some(place) = self.lighter(now, want.ticket, &sound) {
                 return Choice::Go(place);
+            }
+            if ejected.is_empty() {
+                ejected = unsound;
             }
             if !down && now < want.patience {
                 break;
             }
         }
-        Choice::Wait(holds.unwrap_or(Hold::ROOM))
+        let place = self.lighter(now, want.ticket, &ejected);
+        place.map_or(Choice::Wait(holds.unwrap_or(Hold::ROOM)), Choice::Go)
     }
 
-    /// The less loaded of two drawn at random; those that were ejected only among themselves.
+    /// The less loaded of two drawn at random.
     fn lighter(&self, now: MonoTime, ticket: Ticket, usable: &[(usize, Place)]) -> Option<Place> {
-        let sound: Vec<&(usize, Place)> =
-            usable.iter().filter(|(i, _)| !self.endpoints[*i].ejected(now)).collect();
-        let sound = if sound.is_empty() { usable.iter().collect() } else { sound };
         let load = |i: usize| self.endpoints[i].load(now);
-        match sound.as_slice() {
+        match usable {
             [] => None,
             [(_, only)] => Some(*only),
             many => {
