@@ -803,3 +803,27 @@ fn a_tier_that_fails_its_check_is_left_for_a_sound_one() {
     arrive(&mut w, 1);
     assert_eq!((at(&w, 0).len(), at(&w, 1).len()), (1, 1), "where none is sound, the first tier's");
 }
+
+#[test]
+fn an_endpoint_is_not_slow_for_the_streams_it_happens_to_get() {
+    let mut w = world(vec![takes(50, 0), takes(50, 0), takes(50, 0)]);
+    let mut state = 1_u64;
+    for n in 0..36_000 {
+        arrive(&mut w, 1);
+        w.wait_until(w.now + Duration::from_millis(100));
+        let ticket = *w.flights.keys().next().unwrap();
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // each answer takes 2 s, a stream's first token 0.4 s
+        let stream = (state >> 33) % 20 < 3;
+        let first = if stream { Duration::from_millis(400) } else { Duration::from_secs(2) };
+        let sample =
+            Sample { prompt: Tokens(100), output: Tokens(50), first, last: Duration::from_secs(2), stream };
+        w.send(Event::Finish(ticket, Outcome::Success, Some(sample)));
+        if n % 10 == 0 {
+            w.send(Event::Tick);
+        }
+    }
+    let effects = w.log.iter().flat_map(|(_, _, effects)| effects);
+    let ejected = effects.filter(|e| matches!(e, Effect::Supply(supply::Report::Ejected { .. }))).count();
+    assert_eq!(ejected, 0, "in an hour of three that are the same");
+}

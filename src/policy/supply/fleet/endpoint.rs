@@ -51,10 +51,15 @@ type Line = (KeyId, TenantId, ModelId);
 /// How quick it is, normalised by length.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quickness {
-    /// Seconds to the first token.
-    pub(super) first: f64,
-    /// Seconds per output token after it.
-    pub(super) token: f64,
+    /// Seconds to a stream's first token.
+    pub(super) first: Average,
+    /// Seconds per output token after it; of a whole answer, which has no first one, per token of all.
+    pub(super) token: Average,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Average {
+    pub(super) mean: f64,
     pub(super) samples: u32,
 }
 
@@ -359,15 +364,19 @@ impl Quickness {
             return;
         }
         let tokens = s.output.0 as f64;
-        let (first, token) = if s.stream {
+        if s.stream {
             let rest = s.last.saturating_sub(s.first).as_secs_f64();
-            (s.first.as_secs_f64(), rest / (tokens - 1.0).max(1.0))
+            self.first.observe(s.first.as_secs_f64());
+            self.token.observe(rest / (tokens - 1.0).max(1.0));
         } else {
-            // a whole answer has no first token: only its pace can be compared
-            (0.0, s.last.as_secs_f64() / tokens)
-        };
-        let ease = |old: f64, new: f64| if self.samples == 0 { new } else { old + NEWEST * (new - old) };
-        (self.first, self.token) = (ease(self.first, first), ease(self.token, token));
+            self.token.observe(s.last.as_secs_f64() / tokens);
+        }
+    }
+}
+
+impl Average {
+    fn observe(&mut self, new: f64) {
+        self.mean = if self.samples == 0 { new } else { self.mean + NEWEST * (new - self.mean) };
         self.samples = self.samples.saturating_add(1);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::policy::supply::fleet::endpoint::Endpoint;
+use crate::policy::supply::fleet::endpoint::{Average, Endpoint, Quickness};
 use crate::policy::supply::fleet::{Paces, Report, endpoint_id};
 use crate::policy::units::MonoTime;
 
@@ -30,22 +30,26 @@ pub(super) fn eject(
         let mut resting = tier.iter().filter(|i| endpoints[**i].ejected(now)).count();
         for &i in tier {
             let e = &endpoints[i];
-            if e.ejected(now) || e.pace.samples < SAMPLES || (resting + 1) * 2 > tier.len() {
+            if e.ejected(now) || (resting + 1) * 2 > tier.len() {
                 continue;
             }
-            let peers = |of: fn(&Endpoint) -> f64| {
+            let own = |e: &Endpoint, of: fn(&Quickness) -> Average| {
+                Some(of(&e.pace)).filter(|a| a.samples >= SAMPLES).map(|a| a.mean)
+            };
+            let peers = |of: fn(&Quickness) -> Average| {
                 let others = tier.iter().filter(|o| **o != i).map(|o| &endpoints[*o]);
-                median(others.filter(|o| o.pace.samples >= SAMPLES && !o.ejected(now)).map(of).collect())
+                median(others.filter(|o| !o.ejected(now)).filter_map(|o| own(o, of)).collect())
             };
             let paces = Paces {
-                first: e.pace.first,
-                first_of_peers: peers(|o| o.pace.first),
-                token: e.pace.token,
-                token_of_peers: peers(|o| o.pace.token),
+                first: own(e, |pace| pace.first),
+                first_of_peers: peers(|pace| pace.first),
+                token: own(e, |pace| pace.token),
+                token_of_peers: peers(|pace| pace.token),
             };
-            let slower = |own: f64, others: Option<f64>| others.filter(|o| *o > 0.0).map_or(0.0, |o| own / o);
-            let factor =
-                slower(paces.first, paces.first_of_peers).max(slower(paces.token, paces.token_of_peers));
+            let slower = |own: Option<f64>, peers: Option<f64>| Some(own? / peers.filter(|p| *p > 0.0)?);
+            let first = slower(paces.first, paces.first_of_peers);
+            let token = slower(paces.token, paces.token_of_peers);
+            let Some(factor) = first.into_iter().chain(token).max_by(f64::total_cmp) else { continue };
             let e = &mut endpoints[i];
             if factor >= FACTOR {
                 e.ejections = (e.ejections + 1).min(LONGEST);

@@ -205,12 +205,12 @@ impl SaidBy {
 /// What outliers are found by: an endpoint's own pace, and the median of its peers'.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Paces {
-    /// Seconds to the first token.
-    pub first: f64,
-    /// The peers'; `None` while too little is known of them.
+    /// Seconds to the first token; each is `None` while too little is known of it.
+    pub first: Option<f64>,
+    /// The peers'.
     pub first_of_peers: Option<f64>,
     /// Seconds per token after it.
-    pub token: f64,
+    pub token: Option<f64>,
     /// The peers'.
     pub token_of_peers: Option<f64>,
 }

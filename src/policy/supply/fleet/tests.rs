@@ -49,9 +49,9 @@ fn of_an_outlier_it_is_told_what_was_compared_and_when_it_is_back() {
     };
     assert_eq!((*endpoint, *until, factor.round()), (EndpointId(1), AT(35), 8.0));
     let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
-    close(paces.first, 0.8);
+    close(paces.first.unwrap(), 0.8);
     close(paces.first_of_peers.unwrap(), 0.1);
-    close(paces.token, 0.1);
+    close(paces.token.unwrap(), 0.1);
     close(paces.token_of_peers.unwrap(), 0.1);
     assert!(fleet.status(AT(5))[1].ejected && !fleet.status(AT(5))[1].unhealthy);
     assert_eq!(told(&mut fleet, AT(34)), []);
