@@ -827,3 +827,35 @@ fn an_endpoint_is_not_slow_for_the_streams_it_happens_to_get() {
     let ejected = effects.filter(|e| matches!(e, Effect::Supply(supply::Report::Ejected { .. }))).count();
     assert_eq!(ejected, 0, "in an hour of three that are the same");
 }
+
+#[test]
+fn a_stop_is_not_forgotten_for_new_clients() {
+    let mut w = world(vec![Member { keys: 0, ..takes(5, 0) }]);
+    let tenant = |w: &mut World, tenant: u64| {
+        let ticket = Ticket(w.tickets);
+        w.tickets += 1;
+        w.paced.insert(ticket, true);
+        w.waiting.push(ticket);
+        let arrival = Arrival {
+            kind: Kind::Queued,
+            tenant: TenantId(tenant),
+            priority: Priority::Normal,
+            model: ModelId(0),
+            cost: Tokens(10),
+            bytes: 1,
+            head_by: None,
+            stream: false,
+        };
+        w.send(Event::Arrive(ticket, arrival));
+        ticket
+    };
+    let ticket = tenant(&mut w, 1);
+    stop_for(&mut w, ticket, 3600);
+    w.send(Event::Finish(ticket, Outcome::Refused, None));
+    for n in 0..1100 {
+        let ticket = tenant(&mut w, 100 + n);
+        w.send(Event::Finish(ticket, Outcome::Success, None));
+    }
+    let ticket = tenant(&mut w, 1);
+    assert!(!w.flights.contains_key(&ticket), "its stop lasts for an hour");
+}

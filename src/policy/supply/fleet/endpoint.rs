@@ -48,6 +48,14 @@ pub struct Status {
 /// Whose rate: the endpoint's key and nobody, or no key of its own and the client.
 type Line = (KeyId, TenantId, ModelId);
 
+#[derive(Clone, Debug)]
+struct Rate {
+    pacer: Pacer,
+    used: MonoTime,
+    /// Attempts under way.
+    open: u32,
+}
+
 /// How quick it is, normalised by length.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quickness {
@@ -75,7 +83,7 @@ pub(super) struct Endpoint {
     others: u32,
     pub(super) law: Concurrency,
     pace_params: PaceParams,
-    pacers: BTreeMap<Line, (Pacer, MonoTime)>,
+    pacers: BTreeMap<Line, Rate>,
     /// Lines whose stop was told and whose end was not yet.
     stopped: BTreeSet<Line>,
     unhealthy: bool,
@@ -180,7 +188,7 @@ impl Endpoint {
         if !want.paced {
             return None;
         }
-        let Some((pacer, _)) = self.pacers.get(&self.line(key, want.tenant, want.model)) else {
+        let Some(Rate { pacer, .. }) = self.pacers.get(&self.line(key, want.tenant, want.model)) else {
             // nothing is known of it; what is configured begins full
             return None;
         };
@@ -201,7 +209,7 @@ impl Endpoint {
             return None;
         }
         let line = self.line(attempt.place.key, attempt.tenant, attempt.model);
-        self.pacers.get_mut(&line).map(|(pacer, _)| pacer)
+        self.pacers.get_mut(&line).map(|rate| &mut rate.pacer)
     }
 
     /// The attempt's rate was stopped, and that was told.
@@ -226,7 +234,7 @@ impl Endpoint {
         }
         let pacers = &self.pacers;
         self.stopped.retain(|line| {
-            let stands = pacers.get(line).is_some_and(|(pacer, _)| !pacer.is_open());
+            let stands = pacers.get(line).is_some_and(|rate| !rate.pacer.is_open());
             if !stands {
                 let (key, _, model) = *line;
                 reports.push(Report::GoesOn { place: Place { endpoint, key }, model });
@@ -238,14 +246,16 @@ impl Endpoint {
     fn charge(&mut self, now: MonoTime, want: &Want, key: KeyId) {
         let line = self.line(key, want.tenant, want.model);
         if self.pacers.len() >= MAX_PACERS && !self.pacers.contains_key(&line) {
-            // the one that was not used for the longest; its charges are settled against nothing
-            let oldest = self.pacers.iter().min_by_key(|(_, (_, used))| *used).map(|(line, _)| *line);
-            oldest.map(|line| self.pacers.remove(&line));
+            // the one that was not used for the longest; not first of all those that are stopped, for those are not used
+            // and must not be forgotten, nor those whose charges are not settled yet
+            let worth = |rate: &Rate| (rate.pacer.stopped_until(now).is_some(), rate.open > 0, rate.used);
+            let least = self.pacers.iter().min_by_key(|(_, rate)| worth(rate)).map(|(line, _)| *line);
+            least.map(|line| self.pacers.remove(&line));
         }
-        let (pacer, used) =
-            self.pacers.entry(line).or_insert_with(|| (Pacer::new(&self.pace_params, now), now));
-        *used = now;
-        pacer.charge(now, want.ticket, want.cost);
+        let new = || Rate { pacer: Pacer::new(&self.pace_params, now), used: now, open: 0 };
+        let rate = self.pacers.entry(line).or_insert_with(new);
+        (rate.used, rate.open) = (now, rate.open.saturating_add(1));
+        rate.pacer.charge(now, want.ticket, want.cost);
     }
 
     pub(super) fn start(&mut self, now: MonoTime, want: &Want, key: KeyId) -> (Verdict, Option<Transition>) {
@@ -268,10 +278,12 @@ impl Endpoint {
             }
         }
         let used = sample.map(|s| Tokens(s.prompt.0.saturating_add(s.output.0)));
-        if let Some(pacer) = self.pacer(attempt) {
-            pacer.settle(now, attempt.ticket, used);
-        }
         if attempt.paced {
+            let line = self.line(attempt.place.key, attempt.tenant, attempt.model);
+            if let Some(rate) = self.pacers.get_mut(&line) {
+                rate.pacer.settle(now, attempt.ticket, used);
+                rate.open = rate.open.saturating_sub(1);
+            }
             self.in_flight = self.in_flight.saturating_sub(1);
         } else {
             self.others = self.others.saturating_sub(1);
@@ -344,9 +356,9 @@ impl Endpoint {
             breaker_open_until: self.breaker.open_until(),
             in_flight: self.in_flight,
             limit: self.law.limit(),
-            requests_remaining: least(self.pacers.values().map(|(p, _)| p.status(now).requests.remaining)),
-            tokens_remaining: least(self.pacers.values().map(|(p, _)| p.status(now).tokens.remaining)),
-            stopped: self.pacers.values().filter(|(p, _)| p.stopped_until(now).is_some()).count(),
+            requests_remaining: least(self.pacers.values().map(|r| r.pacer.status(now).requests.remaining)),
+            tokens_remaining: least(self.pacers.values().map(|r| r.pacer.status(now).tokens.remaining)),
+            stopped: self.pacers.values().filter(|r| r.pacer.stopped_until(now).is_some()).count(),
             unhealthy: self.unhealthy,
             ejected: now < self.ejected_until,
             keys_resting: self.keys.iter().filter(|until| **until > now).count(),
