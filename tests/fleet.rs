@@ -859,3 +859,21 @@ fn a_stop_is_not_forgotten_for_new_clients() {
     let ticket = tenant(&mut w, 1);
     assert!(!w.flights.contains_key(&ticket), "its stop lasts for an hour");
 }
+
+#[test]
+fn who_names_a_rate_limit_is_hosted_unless_told_otherwise() {
+    for (concurrency, bound) in [(ConcurrencyMode::Auto, None), (ConcurrencyMode::Learn, Some(64))] {
+        let endpoint = EndpointParams { concurrency, ..EndpointParams::default() };
+        let mut w = world(vec![Member { endpoint, keys: 1, ..Member::default() }]);
+        arrive(&mut w, 70);
+        assert_eq!((w.flights.len(), w.engine.status().endpoints[0].limit), (64, Some(64)));
+        let limits = RateLimits::default();
+        w.send(Event::Limits(Ticket(0), Box::new(limits)));
+        assert_eq!(w.engine.status().endpoints[0].limit, Some(64), "nothing was named");
+        let mut limits = RateLimits::default();
+        (limits.requests.limit, limits.requests.remaining) = (Some(10_000.0), Some(9_000.0));
+        w.send(Event::Limits(Ticket(0), Box::new(limits)));
+        assert_eq!(w.engine.status().endpoints[0].limit, bound);
+        assert_eq!(w.waiting.is_empty(), bound.is_none());
+    }
+}

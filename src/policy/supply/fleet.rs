@@ -183,6 +183,7 @@ impl Fleet {
         reports: &mut Vec<Report>,
     ) {
         let Some(endpoint) = self.of(attempt.place) else { return };
+        endpoint.told(limits);
         let in_flight = endpoint.in_flight;
         let (place, model) = (attempt.place, attempt.model);
         let Some(pacer) = endpoint.pacer(attempt) else { return };
@@ -202,6 +203,7 @@ impl Fleet {
         reports: &mut Vec<Report>,
     ) {
         let Some(endpoint) = self.of(attempt.place) else { return };
+        endpoint.told(limits);
         let in_flight = endpoint.in_flight;
         let Some(pacer) = endpoint.pacer(attempt) else { return };
         let (place, model) = (attempt.place, attempt.model);

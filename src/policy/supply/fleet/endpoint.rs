@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::policy::supply::concurrency::{Change, Concurrency, Learning};
 use crate::policy::supply::fleet::{Attempt, Hold, Report, Until, Want};
-use crate::policy::supply::pace::{Pace, PaceParams, Pacer};
+use crate::policy::supply::pace::{Pace, PaceParams, Pacer, RateLimits};
 use crate::policy::supply::{Breaker, BreakerState, ConcurrencyMode, Member, Params, Transition, Verdict};
 use crate::policy::units::{EndpointId, KeyId, ModelId, MonoTime, Place, Sample, TenantId, Tokens};
 
@@ -291,6 +291,14 @@ impl Endpoint {
         let eased = self.member.endpoint.slow_start;
         if self.back_since.is_some_and(|since| now.since(since) >= eased) {
             self.back_since = None;
+        }
+    }
+
+    /// An answer of it names a rate limit: where nobody said otherwise, it is hosted, whatever its address looks like.
+    pub(super) fn told(&mut self, limits: &RateLimits) {
+        let named = limits.requests.limit.is_some() || limits.tokens.limit.is_some();
+        if named && self.member.endpoint.concurrency == ConcurrencyMode::Auto {
+            self.law.hosted();
         }
     }
 
