@@ -26,6 +26,7 @@ fn arrival(tenant: u64) -> Arrival {
         priority: Priority::Normal,
         model: ModelId::default(),
         cost: Tokens(500),
+        prompt: Tokens(0),
         bytes: 1024,
         head_by: None,
         stream: false,

@@ -95,6 +95,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             priority,
             model: ModelId::default(),
             cost: Tokens(cost),
+            prompt: Tokens(0),
             bytes,
             head_by,
             stream,
@@ -260,6 +261,7 @@ fn waiting(ticket: u64, line: &Line) -> Waiting {
         priority: line.priority,
         model: ModelId::default(),
         cost: Tokens(line.cost),
+        prompt: Tokens(0),
         bytes: line.bytes,
         // deadlines in another order than arrivals
         deadline: MonoTime::from_secs(ticket.wrapping_mul(7) % 31),
@@ -449,7 +451,17 @@ fn engine(change: impl FnOnce(&mut Params)) -> Engine {
 fn arrival() -> Arrival {
     let (kind, tenant, priority) = (Kind::Queued, TenantId(1), Priority::Normal);
     let model = ModelId::default();
-    Arrival { kind, tenant, priority, model, cost: Tokens(1), bytes: 1, head_by: None, stream: false }
+    Arrival {
+        kind,
+        tenant,
+        priority,
+        model,
+        cost: Tokens(1),
+        prompt: Tokens(1),
+        bytes: 1,
+        head_by: None,
+        stream: false,
+    }
 }
 
 fn on(engine: &mut Engine, now: MonoTime, event: Event) -> Vec<Effect> {

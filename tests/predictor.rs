@@ -76,6 +76,7 @@ impl World {
                 priority: Priority::Normal,
                 model: ModelId::default(),
                 cost: Tokens(1),
+                prompt: Tokens(0),
                 bytes: 0,
                 head_by: None,
                 stream: false,

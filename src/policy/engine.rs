@@ -16,6 +16,7 @@
 mod attempt;
 mod dispatch;
 mod event;
+mod outlook;
 mod retry;
 mod scaling;
 mod view;
@@ -30,7 +31,7 @@ use crate::policy::admission::{DrainRate, HeadTime, OnDrain, Permits, Queue, Wai
 use crate::policy::predict::{ArticleWindow, History, PolicyKind};
 use crate::policy::supply::retry::Budget;
 use crate::policy::supply::{Attempt, Choice, Fleet, Hold, Report, Until};
-use crate::policy::units::{MonoTime, Place, Priority, Refusal, TenantId, Ticket};
+use crate::policy::units::{MonoTime, Place, Refusal, Ticket};
 use dispatch::want;
 
 #[derive(Clone, Copy, Debug)]
@@ -236,6 +237,7 @@ impl Engine {
             priority: a.priority,
             model: a.model,
             cost: a.cost,
+            prompt: a.prompt,
             bytes: a.bytes,
             deadline,
             head_by: a.head_by,
@@ -268,7 +270,7 @@ impl Engine {
         {
             return effects.push(refused);
         }
-        if self.hopeless(now, a.head_by, a.stream) {
+        if self.hopeless(now, &request) {
             return effects.push(refuse(Refusal::DeadlineUnreachable, Some(Duration::from_secs(1))));
         }
         if let Choice::Go(place) = choice
@@ -287,38 +289,11 @@ impl Engine {
         let moves = !matches!(choice, Choice::Wait(Hold { until: Until::Probed | Until::Up, .. }));
         if moves
             && let Some(least) = self.drain_rate.least_wait(now, ahead, self.permits.in_flight())
-            && now + least > deadline
+            && (now + least > deadline || self.hopeless(now + least, &request))
         {
             return effects.push(refuse(Refusal::DeadlineUnreachable, self.drain_rate.wait(now, ahead)));
         }
         self.queue.push(request);
-    }
-
-    /// The queue has no place for one of so many bytes.
-    fn crowded(&self, bytes: u64) -> bool {
-        let limits = &self.params.admission;
-        self.queue.len() >= limits.max_requests || self.queue.bytes().saturating_add(bytes) > limits.max_bytes
-    }
-
-    /// Until when a newcomer waits for the first tier: not at all if it could not, or that would be too long, and no
-    /// more than half of the time it has, for the later tier needs some of it.
-    fn patience(&self, now: MonoTime, w: &Waiting) -> MonoTime {
-        let patience = now + self.params.admission.failover_wait.min(w.deadline.since(now) / 2);
-        let wait = self.wait_of(now, w.priority, w.tenant);
-        let too_long = self.crowded(w.bytes) || wait.is_some_and(|wait| now + wait >= patience);
-        if too_long { now } else { patience }
-    }
-
-    /// The refusal of a request that would wait for `hold` in vain.
-    fn in_vain(&self, now: MonoTime, hold: Hold, w: &Waiting) -> Option<Effect> {
-        let (refusal, retry_after) = match hold.until {
-            Until::Up if hold.at >= w.deadline => (Refusal::UpstreamUnavailable, self.recovery(now)),
-            Until::Rate { .. } if hold.at >= w.deadline => {
-                (Refusal::DeadlineUnreachable, Some(hold.at.since(now).max(Duration::from_secs(1))))
-            }
-            _ => return None,
-        };
-        Some(Effect::Reject { ticket: w.ticket, refusal, retry_after })
     }
 
     /// Starts an attempt that the fleet was seen to allow, with a permit that was seen to be free.
@@ -367,35 +342,5 @@ impl Engine {
                 effects.push(self.too_late(now, &w));
             }
         }
-    }
-
-    fn too_late(&self, now: MonoTime, w: &Waiting) -> Effect {
-        let (refusal, retry_after) = if self.fleet.serves() {
-            (Refusal::QueueTimeout, self.wait_of(now, w.priority, w.tenant))
-        } else {
-            (Refusal::UpstreamUnavailable, self.recovery(now))
-        };
-        Effect::Reject { ticket: w.ticket, refusal, retry_after }
-    }
-
-    /// Even a quick head would come after the client's own deadline.
-    fn hopeless(&self, now: MonoTime, head_by: Option<MonoTime>, stream: bool) -> bool {
-        let head_time = if stream { self.head_time.estimate(now) } else { Duration::ZERO };
-        head_by.is_some_and(|by| now + head_time >= by)
-    }
-
-    fn wait_of(&self, now: MonoTime, priority: Priority, tenant: TenantId) -> Option<Duration> {
-        self.drain_rate.wait(now, self.queue.ahead_of(priority, tenant))
-    }
-
-    /// The breaker has been waiting for a probe for less than its recovery time.
-    fn probe_just_due(&self, now: MonoTime) -> bool {
-        self.fleet.due_since().is_some_and(|due| now.since(due) < self.fleet.recovery())
-    }
-
-    /// Until the breaker lets a probe pass, at least a second.
-    fn recovery(&self, now: MonoTime) -> Option<Duration> {
-        let left = self.fleet.open_until().map_or(Duration::ZERO, |until| until.since(now));
-        Some(left.max(Duration::from_secs(1)))
     }
 }

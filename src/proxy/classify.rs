@@ -132,6 +132,7 @@ async fn classify(shared: &Shared, Authed(request): Authed) -> Result<Classified
         priority,
         model: expected.model,
         cost: expected.cost(),
+        prompt: expected.prompt(),
         bytes,
         head_by: wanted.map(|w| arrived + w.within),
         stream: seen.stream,

@@ -369,6 +369,7 @@ mod tests {
             priority: Priority::Normal,
             model: ModelId::default(),
             cost: Tokens(1),
+            prompt: Tokens(0),
             bytes: 0,
             head_by: by.map(MonoTime::from_secs),
             stream: false,

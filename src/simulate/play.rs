@@ -216,6 +216,7 @@ impl<'a> Play<'a> {
             priority: Priority::Normal,
             model: ModelId::default(),
             cost: estimated.cost(),
+            prompt: estimated.prompt,
             bytes: 0,
             head_by: self.setup.clients.announce.map(|within| request.at + within),
             stream: self.streams,

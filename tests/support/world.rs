@@ -126,6 +126,7 @@ impl World {
                     priority,
                     model: ModelId::default(),
                     cost: Tokens(cost),
+                    prompt: Tokens(0),
                     bytes,
                     head_by: patience.map(|patience| self.now + patience),
                     stream,

@@ -2,9 +2,10 @@
 //!
 //! Both would rather say nothing than refuse a request that could have been served.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::policy::units::MonoTime;
+use crate::policy::units::{MonoTime, Tokens};
 
 /// Requests the queue hands out per second while it is not empty.
 ///
@@ -76,53 +77,60 @@ impl DrainRate {
     }
 }
 
-/// The quickest that a stream's head came of late, from its admission.
+/// How soon streams' heads came of late, from their admission.
 ///
-/// What even this cannot reach, a request would almost surely miss. It is a minimum, over the last 10 to
-/// 20 s and at least ten samples, because the spread of prompts makes any mean refuse requests that would
-/// have been served; and it forgets, because a request that is refused can never correct it. Only streams
-/// are told of: the head of a whole answer comes when the answer is finished, which says more of its length
-/// than of the upstream.
+/// A long prompt's takes longer, so they are kept by the size of the prompt: [`KEPT`] of each, at most 20 s old. While
+/// nobody else waits the least of them counts: what even that cannot reach, a request would almost surely miss. Where
+/// others wait it is the median: who will rather miss its deadline than not would take the place of one that has more
+/// time. It forgets, because a request that is refused can never correct it. Only streams are told of: the head of a
+/// whole answer comes when the answer is finished, which says more of its length than of the upstream.
 #[derive(Clone, Debug, Default)]
 pub struct HeadTime {
-    current: Quickest,
-    before: Quickest,
-    since: MonoTime,
+    sizes: [VecDeque<(MonoTime, Duration)>; SIZES],
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Quickest {
-    took: Duration,
-    samples: u32,
-}
+/// Prompts of up to 256 tokens, up to twice as many, and so on.
+const SIZES: usize = 10;
+const KEPT: usize = 64;
+const HEAD_SAMPLES: usize = 10;
+const HEAD_FRESH: Duration = Duration::from_secs(20);
 
-const HEAD_SAMPLES: u32 = 10;
-const HEAD_WINDOW: Duration = Duration::from_secs(10);
+fn size(prompt: Tokens) -> usize {
+    (prompt.0 / 256).checked_ilog2().map_or(0, |n| (n as usize + 1).min(SIZES - 1))
+}
 
 impl HeadTime {
-    /// A stream's head came `took` after its admission.
-    pub fn observe(&mut self, now: MonoTime, took: Duration) {
-        let age = now.since(self.since);
-        if age >= HEAD_WINDOW {
-            self.before = if age < 2 * HEAD_WINDOW { self.current } else { Quickest::default() };
-            self.current = Quickest::default();
-            self.since = now;
+    /// A stream's head came `took` after its admission, or had not come by then.
+    pub fn observe(&mut self, now: MonoTime, prompt: Tokens, took: Duration) {
+        if let Some(of_size) = self.sizes.get_mut(size(prompt)) {
+            if of_size.len() == KEPT {
+                of_size.pop_front();
+            }
+            of_size.push_back((now, took));
         }
-        let c = &mut self.current;
-        c.took = if c.samples == 0 { took } else { c.took.min(took) };
-        c.samples = c.samples.saturating_add(1);
     }
 
-    /// The estimate; zero while there is too little to base one on.
+    /// The estimate; zero while there is too little to base one on. `others`: somebody else would have its place.
     #[must_use]
-    pub fn estimate(&self, now: MonoTime) -> Duration {
-        let age = now.since(self.since);
-        let windows = [(self.current, age < 2 * HEAD_WINDOW), (self.before, age < HEAD_WINDOW)];
-        let fresh = || windows.iter().filter(|(w, fresh)| *fresh && w.samples > 0).map(|(w, _)| w);
-        if fresh().map(|w| w.samples).sum::<u32>() < HEAD_SAMPLES {
-            return Duration::ZERO;
+    pub fn estimate(&self, now: MonoTime, prompt: Tokens, others: bool) -> Duration {
+        let fresh = |of_size: &VecDeque<(MonoTime, Duration)>| {
+            let mut took = [Duration::MAX; KEPT];
+            let seen = of_size.iter().rev().take_while(|(at, _)| now.since(*at) <= HEAD_FRESH);
+            let n = took.iter_mut().zip(seen).map(|(place, (_, took))| *place = *took).count();
+            (n, took)
+        };
+        if let Some((n, mut took)) = self.sizes.get(size(prompt)).map(fresh)
+            && n >= HEAD_SAMPLES
+        {
+            let rank = if others { n / 2 } else { 0 };
+            return *took.select_nth_unstable(rank).1;
         }
-        fresh().map(|w| w.took).min().unwrap_or_default()
+        // of other sizes only the quickest says anything
+        let each = self.sizes.iter().map(fresh);
+        let (n, least) = each.fold((0, Duration::MAX), |(all, least), (n, took)| {
+            (all + n, took.into_iter().fold(least, Duration::min))
+        });
+        if n >= HEAD_SAMPLES { least } else { Duration::ZERO }
     }
 }
 
@@ -174,16 +182,32 @@ mod tests {
     #[test]
     fn the_head_time_is_the_quickest_of_late_and_is_forgotten() {
         let (mut h, ms) = (HeadTime::default(), Duration::from_millis);
-        for n in 0..9 {
-            h.observe(MonoTime::from_secs(n), ms(1000 - n));
+        let mut at = |n: u64, prompt, took| h.observe(MonoTime::from_secs(n), Tokens(prompt), ms(took));
+        (0..9).for_each(|n| at(n, 100, 1000 - n));
+        let said =
+            |h: &HeadTime, n: u64, prompt, others| h.estimate(MonoTime::from_secs(n), Tokens(prompt), others);
+        assert_eq!(said(&h, 9, 100, true), Duration::ZERO, "nine samples are too few");
+        let mut at = |n: u64, prompt, took| h.observe(MonoTime::from_secs(n), Tokens(prompt), ms(took));
+        at(9, 100, 2000);
+        assert_eq!(said(&h, 9, 100, false), ms(992));
+        assert_eq!(said(&h, 9, 100, true), ms(997), "half of them took no longer");
+        assert_eq!(said(&h, 9, 5000, true), ms(992), "no prompt is quicker than the quickest");
+        let mut at = |n: u64, prompt, took| h.observe(MonoTime::from_secs(n), Tokens(prompt), ms(took));
+        (10..40).for_each(|n| at(n, 100, 3000));
+        assert_eq!(said(&h, 40, 100, false), ms(3000), "the quick ones are too long ago");
+        assert_eq!(said(&h, 61, 100, false), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_long_prompt_is_not_judged_by_short_ones() {
+        let (mut h, now) = (HeadTime::default(), MonoTime::from_secs(1));
+        for n in 0..20_u64 {
+            h.observe(now, Tokens(100 + n), Duration::from_millis(50));
+            h.observe(now, Tokens(17_000 + 100 * n), Duration::from_millis(800 + n));
         }
-        assert_eq!(h.estimate(MonoTime::from_secs(9)), Duration::ZERO, "nine samples are too few");
-        h.observe(MonoTime::from_secs(9), ms(2000));
-        assert_eq!(h.estimate(MonoTime::from_secs(9)), ms(992));
-        for n in 10..40 {
-            h.observe(MonoTime::from_secs(n), ms(3000));
-        }
-        assert_eq!(h.estimate(MonoTime::from_secs(40)), ms(3000), "the quick ones are too long ago");
-        assert_eq!(h.estimate(MonoTime::from_secs(60)), Duration::ZERO);
+        assert_eq!(h.estimate(now, Tokens(200), true), Duration::from_millis(50));
+        assert_eq!(h.estimate(now, Tokens(17_000), false), Duration::from_millis(800));
+        assert_eq!(h.estimate(now, Tokens(17_000), true), Duration::from_millis(810));
+        assert_eq!(h.estimate(now, Tokens(u64::MAX), true), Duration::from_millis(50));
     }
 }

@@ -30,6 +30,8 @@ pub struct Waiting {
     pub model: ModelId,
     /// What it will take of the upstream.
     pub cost: Tokens,
+    /// How much of that is its prompt.
+    pub prompt: Tokens,
     /// Memory its body holds.
     pub bytes: u64,
     /// When its wait ends in vain.
@@ -405,6 +407,7 @@ mod tests {
             priority,
             cost: Tokens(cost),
             bytes: 10,
+            prompt: Tokens(0),
             deadline: MonoTime::from_secs(60 + ticket),
             head_by: None,
             model: ModelId(0),

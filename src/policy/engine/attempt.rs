@@ -7,7 +7,7 @@ impl Engine {
     pub(super) fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool) {
         let Some(flight) = self.flights.get_mut(&ticket) else { return };
         if flight.kind == Kind::Queued && flight.request.stream && alive && flight.alive.is_none() {
-            self.head_time.observe(now, now.since(flight.admitted));
+            self.head_time.observe(now, flight.request.prompt, now.since(flight.admitted));
         }
         flight.alive.get_or_insert(alive);
         self.fleet.head(now, &flight.attempt, alive, flight.refused, &mut self.reports);
@@ -51,6 +51,13 @@ impl Engine {
         self.attempt_ended(now, ticket, outcome, effects);
         let Some(flight) = self.flights.remove(&ticket) else { return };
         self.fleet.release(now, &flight.attempt, sample.as_ref());
+        // cut off at its client's deadline: its head would have taken longer still
+        if flight.request.stream
+            && flight.alive.is_none()
+            && flight.request.head_by.is_some_and(|by| by <= now)
+        {
+            self.head_time.observe(now, flight.request.prompt, now.since(flight.admitted));
+        }
         if outcome == Outcome::Success && !decided {
             self.retry_budget.succeeded(&self.params.supply.retry);
         }

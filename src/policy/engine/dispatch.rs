@@ -72,7 +72,7 @@ impl Engine {
     /// Takes one out of the queue and lets it go, unless it is too late for it.
     fn go(&mut self, now: MonoTime, w: Waiting, place: Place, effects: &mut Vec<Effect>) {
         self.queue.take(w.ticket);
-        if self.hopeless(now, w.head_by, w.stream) {
+        if self.hopeless(now, &w) {
             return effects.push(Effect::Reject {
                 ticket: w.ticket,
                 refusal: Refusal::DeadlineUnreachable,

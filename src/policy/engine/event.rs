@@ -65,6 +65,8 @@ pub struct Arrival {
     pub model: ModelId,
     /// Estimated tokens, prompt and output: for fairness, and charged against a rate limit.
     pub cost: Tokens,
+    /// The prompt's share of that: a long one's answer begins later.
+    pub prompt: Tokens,
     /// Bytes its body holds in memory.
     pub bytes: u64,
     /// Latest moment for its response's head, where its client named one.

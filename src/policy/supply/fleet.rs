@@ -15,6 +15,7 @@
 mod endpoint;
 mod health;
 mod outlier;
+mod quickness;
 mod terms;
 
 use std::time::Duration;

@@ -361,6 +361,7 @@ mod tests {
                     priority: Priority::Normal,
                     model: crate::policy::units::ModelId::default(),
                     cost: Tokens(1),
+                    prompt: Tokens(0),
                     bytes: 0,
                     head_by: None,
                     stream: false,

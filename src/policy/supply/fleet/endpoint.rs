@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::policy::supply::concurrency::{Change, Concurrency, Learning};
+use crate::policy::supply::fleet::quickness::Quickness;
 use crate::policy::supply::fleet::{Attempt, Hold, Report, Until, Want};
 use crate::policy::supply::pace::{Pace, PaceParams, Pacer, RateLimits};
 use crate::policy::supply::{Breaker, BreakerState, ConcurrencyMode, Member, Params, Transition, Verdict};
@@ -17,8 +18,6 @@ const FIRST_SHARE: f64 = 0.1;
 const START: u32 = 64;
 /// Rates kept at once: keys times models. Where clients bring their own keys, anybody can make new ones.
 const MAX_PACERS: usize = 1024;
-/// Weight of the newest response in the averages.
-const NEWEST: f64 = 0.1;
 
 /// One endpoint in numbers, for metrics.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,21 +53,6 @@ struct Rate {
     used: MonoTime,
     /// Attempts under way.
     open: u32,
-}
-
-/// How quick it is, normalised by length.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Quickness {
-    /// Seconds to a stream's first token.
-    pub(super) first: Average,
-    /// Seconds per output token after it; of a whole answer, which has no first one, per token of all.
-    pub(super) token: Average,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Average {
-    pub(super) mean: f64,
-    pub(super) samples: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -376,27 +360,4 @@ impl Endpoint {
 
 fn least(all: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     all.flatten().min_by(f64::total_cmp)
-}
-
-impl Quickness {
-    fn observe(&mut self, s: &Sample) {
-        if s.output.0 == 0 {
-            return;
-        }
-        let tokens = s.output.0 as f64;
-        if s.stream {
-            let rest = s.last.saturating_sub(s.first).as_secs_f64();
-            self.first.observe(s.first.as_secs_f64());
-            self.token.observe(rest / (tokens - 1.0).max(1.0));
-        } else {
-            self.token.observe(s.last.as_secs_f64() / tokens);
-        }
-    }
-}
-
-impl Average {
-    fn observe(&mut self, new: f64) {
-        self.mean = if self.samples == 0 { new } else { self.mean + NEWEST * (new - self.mean) };
-        self.samples = self.samples.saturating_add(1);
-    }
 }

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use crate::policy::supply::fleet::endpoint::{Average, Endpoint, Quickness};
+use crate::policy::supply::fleet::endpoint::Endpoint;
+use crate::policy::supply::fleet::quickness::{Average, Quickness};
 use crate::policy::supply::fleet::{Paces, Report, endpoint_id};
 use crate::policy::units::MonoTime;
 
