@@ -270,7 +270,10 @@ impl Pacer {
 
     /// `ticket` got a 429: it is over, and most of its charge comes back.
     pub fn refused(&mut self, now: MonoTime, ticket: Ticket, limits: &RateLimits) -> Refusal429 {
-        let Some(mut flight) = self.flights.remove(&ticket) else { return Refusal429::HiddenCap };
+        let Some(mut flight) = self.flights.remove(&ticket) else {
+            // it was forgotten to make room, and blames nothing
+            return Refusal429::Unrelated { news: false };
+        };
         self.requests.over(&mut flight.requests);
         self.tokens.over(&mut flight.tokens);
         let took = now.since(flight.sent).as_secs_f64();
