@@ -79,7 +79,7 @@ impl DrainRate {
 
 /// How soon streams' heads came of late, from their admission.
 ///
-/// A long prompt's takes longer, so they are kept by the size of the prompt: [`KEPT`] of each, at most 20 s old. While
+/// A long prompt's takes longer, so they are kept by the size of the prompt: the last 64 of each, at most 20 s old. While
 /// nobody else waits the least of them counts: what even that cannot reach, a request would almost surely miss. Where
 /// others wait nine in ten have to be quicker: who may well miss its deadline would take the place of one that has more
 /// time. It forgets, because a request that is refused can never correct it. Only streams are told of: the head of a

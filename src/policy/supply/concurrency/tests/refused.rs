@@ -14,7 +14,7 @@ fn what_is_refused_at_any_level_lowers_nothing_for_long() {
                 for _ in 0..100 {
                     sent += 1;
                     let level = (most / 2 + (sent * 7919 % 97) as u32 * most / 192).max(1);
-                    if mixed(sent) % every == 0 {
+                    if mixed(sent).is_multiple_of(every) {
                         law.refused(now, level);
                     } else {
                         law.taken(level);
