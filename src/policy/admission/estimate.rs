@@ -2,10 +2,10 @@
 //!
 //! Both would rather say nothing than refuse a request that could have been served.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::policy::units::{MonoTime, Tokens};
+use crate::policy::units::{ModelId, MonoTime, Tokens};
 
 /// Requests the queue hands out per second while it is not empty.
 ///
@@ -79,19 +79,22 @@ impl DrainRate {
 
 /// How soon streams' heads came of late, from their admission.
 ///
-/// A long prompt's takes longer, so they are kept by the size of the prompt: the last 64 of each, at most 20 s old. While
-/// nobody else waits the least of them counts: what even that cannot reach, a request would almost surely miss. Where
-/// others wait nine in ten have to be quicker: who may well miss its deadline would take the place of one that has more
-/// time. It forgets, because a request that is refused can never correct it. Only streams are told of: the head of a
-/// whole answer comes when the answer is finished, which says more of its length than of the upstream.
+/// A long prompt's takes longer and models differ, so they are kept by model and size of the prompt: the last 64 of each,
+/// at most 20 s old. While nobody else waits for a permit the least of them counts: what even that cannot reach, a request
+/// would almost surely miss. Where others wait nine in ten have to be quicker: who may well miss its deadline would take
+/// the place of one that has more time. It forgets, because a request that is refused can never correct it. Only streams
+/// are told of: the head of a whole answer comes when the answer is finished, which says more of its length than of the
+/// upstream.
 #[derive(Clone, Debug, Default)]
 pub struct HeadTime {
-    sizes: [VecDeque<(MonoTime, Duration)>; SIZES],
+    models: BTreeMap<ModelId, [VecDeque<(MonoTime, Duration)>; SIZES]>,
 }
 
 /// Prompts of up to 256 tokens, up to twice as many, and so on.
 const SIZES: usize = 10;
 const KEPT: usize = 64;
+/// Of more models than that at once nothing is known.
+const MODELS: usize = 32;
 const HEAD_SAMPLES: usize = 10;
 const HEAD_FRESH: Duration = Duration::from_secs(20);
 
@@ -99,10 +102,25 @@ fn size(prompt: Tokens) -> usize {
     (prompt.0 / 256).checked_ilog2().map_or(0, |n| (n as usize + 1).min(SIZES - 1))
 }
 
+/// How many are fresh, and those.
+fn fresh(now: MonoTime, of_size: &VecDeque<(MonoTime, Duration)>) -> (usize, [Duration; KEPT]) {
+    let mut took = [Duration::MAX; KEPT];
+    let seen = of_size.iter().rev().take_while(|(at, _)| now.since(*at) <= HEAD_FRESH);
+    let n = took.iter_mut().zip(seen).map(|(place, (_, took))| *place = *took).count();
+    (n, took)
+}
+
 impl HeadTime {
     /// A stream's head came `took` after its admission, or had not come by then.
-    pub fn observe(&mut self, now: MonoTime, prompt: Tokens, took: Duration) {
-        if let Some(of_size) = self.sizes.get_mut(size(prompt)) {
+    pub fn observe(&mut self, now: MonoTime, model: ModelId, prompt: Tokens, took: Duration) {
+        if self.models.len() >= MODELS && !self.models.contains_key(&model) {
+            let is_fresh = |(at, _): &(MonoTime, Duration)| now.since(*at) <= HEAD_FRESH;
+            self.models.retain(|_, sizes| sizes.iter().filter_map(VecDeque::back).any(is_fresh));
+            if self.models.len() >= MODELS {
+                return;
+            }
+        }
+        if let Some(of_size) = self.models.entry(model).or_default().get_mut(size(prompt)) {
             if of_size.len() == KEPT {
                 of_size.pop_front();
             }
@@ -112,22 +130,18 @@ impl HeadTime {
 
     /// The estimate; zero while there is too little to base one on. `others`: somebody else would have its place.
     #[must_use]
-    pub fn estimate(&self, now: MonoTime, prompt: Tokens, others: bool) -> Duration {
-        let fresh = |of_size: &VecDeque<(MonoTime, Duration)>| {
-            let mut took = [Duration::MAX; KEPT];
-            let seen = of_size.iter().rev().take_while(|(at, _)| now.since(*at) <= HEAD_FRESH);
-            let n = took.iter_mut().zip(seen).map(|(place, (_, took))| *place = *took).count();
-            (n, took)
-        };
-        if let Some((n, mut took)) = self.sizes.get(size(prompt)).map(fresh)
+    pub fn estimate(&self, now: MonoTime, model: ModelId, prompt: Tokens, others: bool) -> Duration {
+        let Some(sizes) = self.models.get(&model) else { return Duration::ZERO };
+        let own = size(prompt);
+        if let Some((n, mut took)) = sizes.get(own).map(|of_size| fresh(now, of_size))
             && n >= HEAD_SAMPLES
         {
             let rank = if others { n * 9 / 10 } else { 0 };
             return *took.select_nth_unstable(rank).1;
         }
-        // of other sizes only the quickest says anything
-        let each = self.sizes.iter().map(fresh);
-        let (n, least) = each.fold((0, Duration::MAX), |(all, least), (n, took)| {
+        // no prompt is quicker than the quickest of shorter ones; longer ones say nothing
+        let shorter = sizes.iter().take(own + 1).map(|of_size| fresh(now, of_size));
+        let (n, least) = shorter.fold((0, Duration::MAX), |(all, least), (n, took)| {
             (all + n, took.into_iter().fold(least, Duration::min))
         });
         if n >= HEAD_SAMPLES { least } else { Duration::ZERO }
@@ -179,35 +193,54 @@ mod tests {
         assert!(least <= wait && least > wait.mul_f64(0.95), "{least:?} {wait:?}");
     }
 
+    const M: ModelId = ModelId(7);
+
     #[test]
     fn the_head_time_is_the_quickest_of_late_and_is_forgotten() {
         let (mut h, ms) = (HeadTime::default(), Duration::from_millis);
-        let mut at = |n: u64, prompt, took| h.observe(MonoTime::from_secs(n), Tokens(prompt), ms(took));
-        (0..9).for_each(|n| at(n, 100, 1000 - n));
-        let said =
-            |h: &HeadTime, n: u64, prompt, others| h.estimate(MonoTime::from_secs(n), Tokens(prompt), others);
-        assert_eq!(said(&h, 9, 100, true), Duration::ZERO, "nine samples are too few");
-        let mut at = |n: u64, prompt, took| h.observe(MonoTime::from_secs(n), Tokens(prompt), ms(took));
-        at(9, 100, 2000);
-        assert_eq!(said(&h, 9, 100, false), ms(992));
-        assert_eq!(said(&h, 9, 100, true), ms(2000), "nine in ten were quicker");
-        assert_eq!(said(&h, 9, 5000, true), ms(992), "no prompt is quicker than the quickest");
-        let mut at = |n: u64, prompt, took| h.observe(MonoTime::from_secs(n), Tokens(prompt), ms(took));
-        (10..40).for_each(|n| at(n, 100, 3000));
-        assert_eq!(said(&h, 40, 100, false), ms(3000), "the quick ones are too long ago");
-        assert_eq!(said(&h, 61, 100, false), Duration::ZERO);
+        let at = MonoTime::from_secs;
+        (0..9).for_each(|n| h.observe(at(n), M, Tokens(100), ms(1000 - n)));
+        assert_eq!(h.estimate(at(9), M, Tokens(100), true), Duration::ZERO, "nine samples are too few");
+        h.observe(at(9), M, Tokens(100), ms(2000));
+        assert_eq!(h.estimate(at(9), M, Tokens(100), false), ms(992));
+        assert_eq!(h.estimate(at(9), M, Tokens(100), true), ms(2000), "nine in ten were quicker");
+        assert_eq!(
+            h.estimate(at(9), M, Tokens(5000), true),
+            ms(992),
+            "no prompt is quicker than the quickest"
+        );
+        assert_eq!(
+            h.estimate(at(9), ModelId(8), Tokens(100), true),
+            Duration::ZERO,
+            "another model is another"
+        );
+        (10..40).for_each(|n| h.observe(at(n), M, Tokens(100), ms(3000)));
+        assert_eq!(h.estimate(at(40), M, Tokens(100), false), ms(3000), "the quick ones are too long ago");
+        assert_eq!(h.estimate(at(61), M, Tokens(100), false), Duration::ZERO);
     }
 
     #[test]
-    fn a_long_prompt_is_not_judged_by_short_ones() {
+    fn prompts_are_judged_by_those_of_their_size() {
         let (mut h, now) = (HeadTime::default(), MonoTime::from_secs(1));
         for n in 0..20_u64 {
-            h.observe(now, Tokens(100 + n), Duration::from_millis(50));
-            h.observe(now, Tokens(17_000 + 100 * n), Duration::from_millis(800 + n));
+            h.observe(now, M, Tokens(17_000 + 100 * n), Duration::from_millis(4000 + n));
         }
-        assert_eq!(h.estimate(now, Tokens(200), true), Duration::from_millis(50));
-        assert_eq!(h.estimate(now, Tokens(17_000), false), Duration::from_millis(800));
-        assert_eq!(h.estimate(now, Tokens(17_000), true), Duration::from_millis(818));
-        assert_eq!(h.estimate(now, Tokens(u64::MAX), true), Duration::from_millis(50));
+        assert_eq!(
+            h.estimate(now, M, Tokens(200), true),
+            Duration::ZERO,
+            "long ones say nothing of a short one"
+        );
+        for n in 0..20_u64 {
+            h.observe(now, M, Tokens(100 + n), Duration::from_millis(50));
+        }
+        assert_eq!(h.estimate(now, M, Tokens(200), true), Duration::from_millis(50));
+        assert_eq!(h.estimate(now, M, Tokens(17_000), false), Duration::from_millis(4000));
+        assert_eq!(h.estimate(now, M, Tokens(17_000), true), Duration::from_millis(4018));
+        assert_eq!(h.estimate(now, M, Tokens(u64::MAX), true), Duration::from_millis(50));
+        // of too many at once the first are known
+        (0..1000).for_each(|m| h.observe(now, ModelId(m), Tokens(1), Duration::from_millis(1)));
+        assert_eq!(h.models.len(), MODELS);
+        h.observe(now + Duration::from_secs(60), ModelId(2000), Tokens(1), Duration::from_millis(1));
+        assert_eq!(h.models.len(), 1);
     }
 }

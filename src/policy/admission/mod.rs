@@ -7,6 +7,7 @@ mod estimate;
 mod params;
 mod permits;
 mod queue;
+mod turns;
 
 pub use estimate::{DrainRate, HeadTime};
 pub use params::{OnDrain, Params};

@@ -13,8 +13,9 @@
 //!
 //! Everything is ordered by value (`BTreeMap`), so that the same events give the same order anywhere.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::policy::admission::turns::{Class, turn_cost};
 use crate::policy::units::{EndpointId, ModelId, MonoTime, Priority, TenantId, Ticket, Tokens};
 
 /// A request that waits.
@@ -66,73 +67,6 @@ impl Waiting {
 
 /// Weights of the classes, by [`Priority::index`].
 const WEIGHTS: [i64; 3] = [16, 4, 1];
-/// Tokens a tenant may take per turn.
-const QUANTUM: u64 = 1024;
-/// What one request counts for at most: `max_tokens` is a bound, rarely a plan.
-const MAX_COST: u64 = 16 * QUANTUM;
-
-#[derive(Clone, Debug, Default)]
-struct Lane {
-    lines: BTreeMap<ModelId, BTreeMap<u64, Waiting>>,
-    len: usize,
-    deficit: u64,
-    /// Its turn has begun, and it has been given this turn's tokens.
-    in_turn: bool,
-}
-
-/// What a request takes of its tenant's turn.
-fn turn_cost(request: &Waiting) -> u64 {
-    request.cost.0.clamp(1, MAX_COST)
-}
-
-impl Lane {
-    /// The first that may go.
-    fn head(&self, may: &mut impl FnMut(&Waiting) -> bool) -> Option<&Waiting> {
-        let heads = self.lines.values().filter_map(BTreeMap::first_key_value);
-        heads.filter(|(_, w)| may(w)).min_by_key(|(seq, _)| **seq).map(|(_, w)| w)
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct Class {
-    /// Those that came back, in the order they did.
-    returned: BTreeMap<u64, Waiting>,
-    lanes: BTreeMap<TenantId, Lane>,
-    turn: VecDeque<TenantId>,
-    len: usize,
-    credit: i64,
-}
-
-impl Class {
-    fn has_head(&self, may: &mut impl FnMut(&Waiting) -> bool) -> bool {
-        self.returned.values().any(&mut *may) || self.lanes.values().any(|lane| lane.head(may).is_some())
-    }
-
-    /// Who is next by deficit round robin. Lanes that cannot pay yet go to the back; those of which nobody may go
-    /// keep their place.
-    fn head(&mut self, may: &mut impl FnMut(&Waiting) -> bool) -> Option<Waiting> {
-        if let Some(request) = self.returned.values().find(|w| may(w)) {
-            return Some(*request);
-        }
-        loop {
-            let mut turn = self.turn.iter().enumerate();
-            let (place, tenant, head) =
-                turn.find_map(|(i, t)| Some((i, *t, *self.lanes.get(t)?.head(may)?)))?;
-            let lane = self.lanes.get_mut(&tenant)?;
-            // topped up as its turn begins, not as it ends: else a newcomer's first turn would be an empty one
-            if !std::mem::replace(&mut lane.in_turn, true) {
-                lane.deficit += QUANTUM;
-            }
-            if lane.deficit >= turn_cost(&head) {
-                return Some(head);
-            }
-            lane.in_turn = false;
-            self.turn.remove(place);
-            self.turn.push_back(tenant);
-        }
-    }
-}
-
 /// Where a request stands.
 #[derive(Clone, Copy, Debug)]
 struct Spot {
@@ -324,15 +258,20 @@ impl Queue {
     pub fn next(&mut self, may: &mut impl FnMut(&Waiting) -> bool) -> Option<Waiting> {
         // nobody saves up while absent
         self.classes.iter_mut().filter(|class| class.len == 0).for_each(|class| class.credit = 0);
-        let competing = [0, 1, 2].map(|p| self.classes[p].has_head(may));
+        let mut asked = [0, 1, 2].map(|p| self.classes[p].ask(may));
+        let competing = [0, 1, 2].map(|p| asked[p].any());
         let priority = self.next_class(competing)?;
         self.competing = competing;
-        self.classes[priority.index()].head(may)
+        self.classes[priority.index()].head(std::mem::take(&mut asked[priority.index()]), may)
     }
 
     /// Takes out one that [`Queue::next`] just named, and charges its class and its tenant for it.
     pub fn take(&mut self, ticket: Ticket) -> Option<Waiting> {
         let spot = *self.places.get(&ticket)?;
+        // it was not chosen among the classes
+        if spot.stands == Stands::Beside {
+            return self.remove(ticket);
+        }
         let mut total = 0;
         for p in Priority::ALL {
             let class = &mut self.classes[p.index()];
@@ -399,6 +338,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::admission::turns::QUANTUM;
 
     fn w(ticket: u64, tenant: u64, priority: Priority, cost: u64) -> Waiting {
         Waiting {
@@ -423,6 +363,34 @@ mod tests {
 
     fn order(q: &mut Queue) -> Vec<u64> {
         std::iter::from_fn(|| q.pop()).map(|r| r.ticket.0).collect()
+    }
+
+    #[test]
+    fn one_that_has_to_wait_holds_up_nobody_who_was_found_to_go() {
+        // a model's rate pays for small ones only; who was found to wait makes the rest of its line wait
+        let ask = |held: &mut Vec<ModelId>, w: &Waiting| {
+            if held.contains(&w.model) {
+                return false;
+            }
+            let waits = w.model == ModelId(0) && w.cost.0 > 9000;
+            held.extend(waits.then_some(w.model));
+            !waits
+        };
+        let mut q = Queue::default();
+        q.push(w(1, 1, Priority::High, 10));
+        q.push(w(2, 2, Priority::Normal, 10_000));
+        q.push(Waiting { model: ModelId(1), ..w(3, 3, Priority::Low, 10) });
+        let go = |q: &mut Queue| {
+            let mut held = Vec::new();
+            let next = q.next(&mut |w| ask(&mut held, w))?;
+            q.take(next.ticket).map(|w| w.ticket.0)
+        };
+        assert_eq!([go(&mut q), go(&mut q), go(&mut q)], [Some(1), Some(3), None]);
+        // within a class: the first may go and cannot pay its turn yet, the second has to wait
+        let mut q = Queue::default();
+        q.push(w(1, 1, Priority::Normal, 5000));
+        q.push(w(2, 2, Priority::Normal, 10_000));
+        assert_eq!([go(&mut q), go(&mut q)], [Some(1), None]);
     }
 
     #[test]

@@ -7,7 +7,12 @@ impl Engine {
     pub(super) fn first_byte(&mut self, now: MonoTime, ticket: Ticket, alive: bool) {
         let Some(flight) = self.flights.get_mut(&ticket) else { return };
         if flight.kind == Kind::Queued && flight.request.stream && alive && flight.alive.is_none() {
-            self.head_time.observe(now, flight.request.prompt, now.since(flight.admitted));
+            self.head_time.observe(
+                now,
+                flight.request.model,
+                flight.request.prompt,
+                now.since(flight.admitted),
+            );
         }
         flight.alive.get_or_insert(alive);
         self.fleet.head(now, &flight.attempt, alive, flight.refused, &mut self.reports);
@@ -56,7 +61,12 @@ impl Engine {
             && flight.alive.is_none()
             && flight.request.head_by.is_some_and(|by| by <= now)
         {
-            self.head_time.observe(now, flight.request.prompt, now.since(flight.admitted));
+            self.head_time.observe(
+                now,
+                flight.request.model,
+                flight.request.prompt,
+                now.since(flight.admitted),
+            );
         }
         if outcome == Outcome::Success && !decided {
             self.retry_budget.succeeded(&self.params.supply.retry);

@@ -25,10 +25,11 @@ impl Engine {
         let by_tenant = self.fleet.keys_are_clients();
         // lines of which nobody can go now: each is asked once
         let mut held: BTreeMap<Line, (Waiting, Hold)> = BTreeMap::new();
-        self.moves = false;
+        // until the end of this look, what the one before it found
+        let mut moves = false;
         while !self.queue.wants_no_permit() {
             if !self.may_free() {
-                self.moves = true;
+                moves = true;
                 break;
             }
             let fleet = &self.fleet;
@@ -50,10 +51,11 @@ impl Engine {
             self.go(now, w, place, effects);
         }
         for (first, hold) in held.into_values() {
-            self.moves |= matches!(hold.until, Until::Room | Until::Rate { stopped: false });
+            moves |= matches!(hold.until, Until::Room | Until::Rate { stopped: false });
             self.wake = self.wake.into_iter().chain([hold.at]).min();
             self.stopped(now, hold, &first, effects);
         }
+        self.moves = moves;
     }
 
     /// What takes no permit waits for its backoff and an endpoint, and for nobody's turn.

@@ -44,10 +44,15 @@ impl Engine {
         Effect::Reject { ticket: w.ticket, refusal, retry_after }
     }
 
+    /// Somebody waits for a permit, not for a rate, a backoff or a broken upstream.
+    fn others_wait(&self) -> bool {
+        self.moves && !self.queue.wants_no_permit()
+    }
+
     /// Admitted `at` some moment, its head would come after its client's own deadline.
     pub(super) fn hopeless(&self, at: MonoTime, w: &Waiting) -> bool {
         let Some(by) = w.head_by else { return false };
-        let head_time = || self.head_time.estimate(self.latest, w.prompt, !self.queue.is_empty());
+        let head_time = || self.head_time.estimate(self.latest, w.model, w.prompt, self.others_wait());
         at + if w.stream { head_time() } else { Duration::ZERO } >= by
     }
 

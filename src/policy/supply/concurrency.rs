@@ -193,6 +193,11 @@ impl Concurrency {
         true
     }
 
+    /// The refusals until now were nobody's limit: what they made of S is to be found again.
+    pub fn forgive(&mut self) {
+        (self.refusals, self.slow_start) = (Refusals::default(), true);
+    }
+
     /// Answers so far that were no refusals.
     #[must_use]
     pub const fn taken_so_far(&self) -> u64 {

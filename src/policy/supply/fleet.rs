@@ -222,7 +222,10 @@ impl Fleet {
                     reports.push(Report::HiddenCap { endpoint: place.endpoint, in_flight: attempt.level });
                 }
             }
-            Refusal429::Unrelated { news: true } => reports.push(Report::Unrelated { place, model }),
+            Refusal429::Unrelated { news: true } => {
+                endpoint.law.forgive();
+                reports.push(Report::Unrelated { place, model });
+            }
             Refusal429::Unrelated { news: false } => {}
         }
     }

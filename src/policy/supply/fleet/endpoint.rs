@@ -176,7 +176,7 @@ impl Endpoint {
             // nothing is known of it; what is configured begins full
             return None;
         };
-        let stopped = pacer.stopped_until(now).is_some();
+        let stopped = pacer.refused_until(now).is_some();
         match pacer.ready(now, want.cost) {
             Pace::Now => None,
             Pace::At(at) | Pace::Probing(at) => Some(Hold { until: Until::Rate { stopped }, at }),

@@ -78,7 +78,11 @@ pub(super) struct Lane {
     errors: Errors,
     /// A charge's size without what it is measured in: the reserve of one request.
     grain: f64,
+    /// When an answer last said what remains, and when one last named the limit.
     said: MonoTime,
+    named: MonoTime,
+    /// The corrections up to when the limit was last forgotten: marks of before may still come.
+    corrected: f64,
 }
 
 /// What is known of one kind of limit.
@@ -115,6 +119,8 @@ impl Lane {
             errors: Errors::default(),
             grain,
             said: now,
+            named: now,
+            corrected: 0.0,
         }
     }
 
@@ -183,6 +189,7 @@ impl Lane {
     pub(super) fn give_back(&mut self, now: MonoTime, mark: &Mark, sent: bool) -> f64 {
         let amount = mark.amount;
         self.spent -= amount;
+        let corrects = if self.learned.is_some() { amount } else { 0.0 };
         let keep = if sent { self.grain } else { 0.0 };
         if let Some((_, bucket)) = &mut self.configured {
             bucket.add(now, amount - keep);
@@ -192,7 +199,7 @@ impl Lane {
             l.estimate.add(now, amount);
             l.corrected += amount;
         }
-        amount
+        corrects
     }
 
     /// The truth of a charge. `told`: the upstream's own figure has corrected the estimate already. Says what corrects
@@ -217,8 +224,10 @@ impl Lane {
     /// An answer came that says nothing of this limit.
     pub(super) fn silent(&mut self, now: MonoTime) {
         let quiet = now.since(self.said).as_secs_f64();
-        if quiet > FORGET {
-            self.learned = None;
+        if now.since(self.named).as_secs_f64() > FORGET {
+            if let Some(l) = self.learned.take() {
+                self.corrected = l.corrected;
+            }
             if let Some((limit, bucket)) = &mut self.configured {
                 bucket.set_rate(now, *limit / 60.0 * self.buffer.unwrap_or(BLIND));
             }
@@ -242,6 +251,7 @@ impl Lane {
     /// Headers of the answer to a request that left with `mark`. `taken`: it passed, so what remains is less its part.
     pub(super) fn seen(&mut self, now: MonoTime, mark: Mark, taken: bool, reading: &Reading) {
         if let Some(limit) = usable(reading.limit) {
+            self.named = now;
             self.limited(now, limit, taken, reading);
         }
         let spent = self.spent - mark.spent;
@@ -308,7 +318,9 @@ impl Lane {
         if let Some(l) = &mut self.learned {
             return l.told(now, limit, self.buffer, taken, reading);
         }
-        self.learned = Some(Learned::new(now, limit, self.buffer, reading));
+        let mut learned = Learned::new(now, limit, self.buffer, reading);
+        learned.corrected = self.corrected;
+        self.learned = Some(learned);
         // the operator's number was a guess at this one; from here on the buffer is the smaller of the two
         if self.buffer.is_none()
             && let Some((limit, bucket)) = &mut self.configured

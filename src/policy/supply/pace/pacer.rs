@@ -286,8 +286,11 @@ impl Pacer {
         if let Refusal429::Rate { until } = refusal {
             return Refusal429::Rate { until: self.stop(now, ticket, &flight, until) };
         }
-        // the stop was for a rate; a probe that meets something else has shown that the rate is fine
-        if self.is_probe(ticket) {
+        // the stop was for a rate; a probe that meets something else has shown that the rate is fine, unless it was
+        // refused for its own size
+        if self.tokens.limit().is_some_and(|limit| flight.cost > limit) {
+            self.vacate(now, ticket);
+        } else if self.is_probe(ticket) {
             self.state = State::Open;
         }
         refusal
@@ -330,6 +333,12 @@ impl Pacer {
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self.state, State::Open)
+    }
+
+    /// The same where a refusal did it: what one answer said of a window is no reason to send anybody away.
+    #[must_use]
+    pub fn refused_until(&self, now: MonoTime) -> Option<MonoTime> {
+        self.stopped_until(now).filter(|_| !self.used_up)
     }
 
     /// How it stands.

@@ -80,6 +80,27 @@ fn after_a_bad_two_minutes_it_comes_back() {
 }
 
 #[test]
+fn what_is_forgiven_is_found_again_at_once() {
+    let found = |forgive: bool| {
+        let mut law = learn();
+        law.s = 8.0;
+        let now = MonoTime::from_secs(1);
+        (1..=8).for_each(|level| law.taken(level));
+        (0..6).for_each(|_| {
+            law.refused(now, 4);
+        });
+        law.tick(now, 4, true);
+        assert!(law.limit() < Some(5), "{:?}", law.limit());
+        if forgive {
+            law.forgive();
+        }
+        Server::new(32.0, true, 0.0).run(&mut law, 2..40, 400)
+    };
+    let (forgiven, not) = (found(true), found(false));
+    assert!(forgiven >= 10 && not < 5, "{forgiven}, {not}");
+}
+
+#[test]
 fn one_at_a_time_is_never_too_many() {
     let mut law = learn();
     let now = MonoTime::from_secs(1);

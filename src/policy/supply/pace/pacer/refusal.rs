@@ -11,6 +11,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const HINTED: Duration = Duration::from_millis(100);
 /// Longest wait that refusals in a row lead to by themselves.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A window is waited for that long where the refusal itself names no time: a reset may be wrong by hours.
+const UNSAID: Duration = Duration::from_secs(600);
+
 impl Pacer {
     /// What it was refused for; a rate that names no time has until `now`.
     pub(super) fn cause(&mut self, now: MonoTime, flight: &Flight, limits: &RateLimits) -> Refusal429 {
@@ -34,7 +37,7 @@ impl Pacer {
         }
         let hinted = limits.retry_at.filter(|at| *at > now);
         if let Some(until) = empty {
-            return Refusal429::Rate { until: hinted.unwrap_or(until) };
+            return Refusal429::Rate { until: hinted.unwrap_or(until.min(now + UNSAID)) };
         }
         if too_large {
             return Refusal429::Unrelated { news: false };
