@@ -338,6 +338,11 @@ impl Pool {
         leaving
     }
 
+    /// Connections that came up so far.
+    pub(super) fn made(&self) -> u64 {
+        self.numbers.load(Ordering::Relaxed)
+    }
+
     /// Open connections: idle and in use.
     pub(super) fn counts(&self) -> (usize, usize) {
         let homes = lock(&self.homes);

@@ -71,7 +71,7 @@ pub struct Upstream {
     pub(super) dial_tunnels: Option<Box<dyn Dial>>,
     pub(super) pool: Arc<Pool>,
     pub(super) clock: Clock,
-    /// Held by whoever makes a worker's first HTTP/2 connection, so that a burst does not make a hundred.
+    /// Held by whoever makes an HTTP/2 connection of a worker's, so that a burst does not make a hundred.
     pub(super) opening: Vec<tokio::sync::Mutex<()>>,
     /// Has each worker look at its connections.
     pub(super) word: Vec<Notify>,

@@ -311,6 +311,22 @@ async fn over_http_2_a_connection_is_kept_ready_for_a_hundred_requests() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn over_http_2_a_burst_that_finds_nothing_ready_makes_a_connection_for_a_hundred() {
+    for listens in [true, false] {
+        let peer = Peer::new(Habits { http2: true, service: 10 * S, ..Habits::default() });
+        let client = Client::of(&peer, over_http2(), 1);
+        peer.listens(listens);
+        let burst = join_all((0..250).map(|_| client.ask(0))).await;
+        assert!(burst.iter().all(|answer| answer.is_ok() == listens));
+        if listens {
+            assert_eq!((peer.attempts(), peer.most_at_once()), (3, 1));
+        } else {
+            assert_eq!(peer.clock.now().as_secs(), 0, "nobody waits for more than one that fails");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn over_http_2_a_refresh_lets_streams_end_and_new_ones_begin_elsewhere() {
     let peer = Peer::new(Habits { http2: true, service: 1500 * MS, ..Habits::default() });
     let client = Client::of(&peer, Params { refresh: 20 * S, ..over_http2() }, 1);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! a connection of this worker's has room   →  that one
-//! somebody makes one                       →  that one, once it is there
+//! somebody makes one                       →  that one, once it is there; if it is full by then, one makes the next
 //! else                                     →  a new one, which others may share unless it is for one request only
 //! ```
 //! One that fails is left at once, not when it has ended: until then it would be given to everybody who comes, and each
@@ -72,11 +72,15 @@ impl Upstream {
         let mut first = opening.and_then(|opening| opening.try_lock().ok());
         if let (Some(opening), None) = (opening, &first) {
             // somebody else is at it: wait for that one, and if it failed, for nobody
+            let made = self.pool.made();
             first = Some(opening.lock().await);
             if let Some(placed) = share() {
                 return Ok(placed);
             }
-            first.take();
+            // else it is there, and full: the others wait for the next one
+            if self.pool.made() == made {
+                first = None;
+            }
         }
         let io = self.connect_now(&*self.dial, trace).await?;
         let purpose = if made_since.is_some() { Purpose::All } else { Purpose::One };
