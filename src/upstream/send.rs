@@ -168,7 +168,7 @@ impl Upstream {
     /// client that leaves cancels its request.
     ///
     /// A reused connection that dies before the first response byte is replaced by a new one, once; over HTTP/2 by one
-    /// that all whom it failed share. Because such a request may be sent twice, only one that may be repeated is put on
+    /// that all whom it failed share; a stream that is reset leaves its connection well, and is no such death. Because such a request may be sent twice, only one that may be repeated is put on
     /// a reused connection at all (`may_reuse`).
     ///
     /// # Errors

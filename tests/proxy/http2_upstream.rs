@@ -1,6 +1,8 @@
 //! The upstream asked over HTTP/2.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -323,25 +325,31 @@ async fn a_connection_that_dies_with_many_streams_is_replaced_by_one() {
     assert!(upstream.accepted.is_empty(), "one connection serves them all");
 }
 
-/// Accepts HTTP/2 connections, and refuses the first request without looking at it.
-async fn refusing(tasks: &mut JoinSet<()>) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<u32>) {
+/// Accepts HTTP/2 connections, and refuses one request, by its number, without looking at it. Tells of each the number
+/// of its connection.
+async fn refusing(
+    tasks: &mut JoinSet<()>,
+    refused: usize,
+) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (tell, told) = mpsc::unbounded_channel();
     tasks.spawn(async move {
-        let mut requests = 0;
+        let requests = Arc::new(AtomicUsize::new(0));
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            let mut connection = h2::server::handshake(stream).await.unwrap();
-            let Some(Ok((_, mut respond))) = connection.accept().await else { continue };
-            requests += 1;
-            if requests == 1 {
-                respond.send_reset(h2::Reason::REFUSED_STREAM);
-            } else {
-                respond.send_response(Response::new(()), true).unwrap();
-            }
-            let _ = tell.send(requests);
-            connections.spawn(async move { while connection.accept().await.is_some() {} });
+            let (tell, requests, number) = (tell.clone(), requests.clone(), connections.len() + 1);
+            connections.spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    if requests.fetch_add(1, Ordering::Relaxed) + 1 == refused {
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    } else {
+                        respond.send_response(Response::new(()), true).unwrap();
+                    }
+                    let _ = tell.send(number);
+                }
+            });
         }
     });
     (address, told)
@@ -350,7 +358,7 @@ async fn refusing(tasks: &mut JoinSet<()>) -> (std::net::SocketAddr, mpsc::Unbou
 #[tokio::test]
 async fn a_request_that_was_refused_unseen_goes_again_whatever_it_is() {
     let mut tasks = JoinSet::new();
-    let (address, mut told) = refusing(&mut tasks).await;
+    let (address, mut told) = refusing(&mut tasks, 1).await;
     let proxy = over_http2()
         .set("retry.budget", 500)
         .set("retry.backoff", "1ms")
@@ -361,4 +369,17 @@ async fn a_request_that_was_refused_unseen_goes_again_whatever_it_is() {
     assert_eq!((told.recv().await, told.recv().await), (Some(1), Some(2)));
     assert!(told.is_empty());
     assert_eq!(proxy.metric("tidegate_breaker_transitions_total", "").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_leaves_its_connection_alone_and_costs_a_retry() {
+    let mut tasks = JoinSet::new();
+    let (address, mut told) = refusing(&mut tasks, 2).await;
+    let proxy = over_http2().set("retry.budget", 500).set("retry.backoff", "1ms").before(address);
+    for _ in 0..2 {
+        assert_eq!(proxy.ask("POST", CHAT_PATH, &[JSON], CHAT).await.status(), 200);
+    }
+    assert_eq!((told.recv().await, told.recv().await, told.recv().await), (Some(1), Some(1), Some(1)));
+    assert!(told.is_empty());
+    assert_eq!(proxy.metric("tidegate_retries_total", "reason=\"reset\"").await, 1.0);
 }

@@ -25,7 +25,7 @@ struct Placed {
 }
 
 impl Upstream {
-    /// With an error: whether it came of a connection that had been there before. `made_since`: on a connection that is
+    /// With an error: whether it came of a connection that had been there before and is of no more use. `made_since`: on a connection that is
     /// at least as young; `None`: on one of its own.
     pub(super) async fn over_http2(
         &self,
@@ -47,10 +47,11 @@ impl Upstream {
         match sent {
             Ok(response) => judge(response, false, lease).map_err(|fault| (fault, reused)),
             Err(error) => {
-                if !Fault::is_of_one_stream(&error) {
+                let dead = !Fault::is_of_one_stream(&error);
+                if dead {
                     self.pool.leave(&lease);
                 }
-                Err((Fault::before_head(error), reused))
+                Err((Fault::before_head(error), reused && dead))
             }
         }
     }
