@@ -10,8 +10,9 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{Shared, ask};
-use crate::proxy::Routes;
+use crate::proxy::{Group, Routes};
 use crate::telemetry::{Admin, serve_connection};
+use crate::upstream::follow_dns;
 
 /// Scrapes and probes at once; more than that is a mistake or an attack.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -47,6 +48,9 @@ impl Control {
             tasks.spawn(group.gate().clone().run_timer());
         }
         tasks.spawn(watch(self.shared.routes.clone()));
+        for upstream in self.shared.routes.groups().iter().flat_map(Group::endpoints) {
+            tasks.spawn(follow_dns(upstream.clone()));
+        }
         for endpoint in ask::everybody(&self.shared.routes) {
             tasks.spawn(endpoint.clone().check());
             tasks.spawn(endpoint.load());

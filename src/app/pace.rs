@@ -12,7 +12,6 @@ use crate::policy::predict::{self, Mode, Predictor, Ready, Wall};
 use crate::policy::supply::{BreakerState, EndpointParams};
 use crate::proxy::{Group, Routes};
 use crate::telemetry::Telemetry;
-use crate::upstream::follow_dns;
 
 /// Runs [`keep_time`] until the proxy ends.
 pub(super) fn run(shared: Shared, scaling: predict::Params) {
@@ -27,12 +26,9 @@ pub(super) fn run(shared: Shared, scaling: predict::Params) {
     let Shared { routes, telemetry, force, .. } = shared;
     let all = (0..routes.groups().len())
         .map(|group| keep_time(routes.clone(), group, telemetry.clone(), scaling.clone(), wall));
-    let upstreams = routes.groups().iter().flat_map(Group::endpoints);
-    let following = join_all(upstreams.cloned().map(follow_dns));
     runtime.block_on(async {
         tokio::select! {
             _ = join_all(all) => {}
-            _ = following => {}
             () = force.cancelled() => {}
         }
     });

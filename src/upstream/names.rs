@@ -40,6 +40,8 @@ impl Resolve for System {
 
 /// How long a connection waits for a better answer than the last one.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the resolver may take: one that never comes back would keep everybody else from asking.
+const PATIENCE_WITH_RESOLVER: Duration = Duration::from_secs(30);
 
 /// What the last answers said.
 #[derive(Debug, Default)]
@@ -104,6 +106,10 @@ impl Name {
         };
         if !known {
             self.look_up().await?;
+        } else if !self.followed {
+            // nobody else asks: who left early would take the look-up along, and nobody would ever learn of its answer.
+            // `connect_timeout` ends it
+            drop(self.look_up().await);
         } else if !trusted {
             // whatever comes of it, there is the last answer
             drop(tokio::time::timeout(PATIENCE, self.look_up()).await);
@@ -119,7 +125,8 @@ impl Name {
         if self.answers().count != before {
             return Ok(());
         }
-        let found = self.resolver.resolve(&self.host, self.port).await?;
+        let resolving = self.resolver.resolve(&self.host, self.port);
+        let found = tokio::time::timeout(PATIENCE_WITH_RESOLVER, resolving).await??;
         if found.is_empty() {
             let none = format!("{} has no address", self.host);
             return Err(io::Error::new(io::ErrorKind::NotFound, none));
@@ -218,12 +225,16 @@ mod tests {
     struct Book {
         page: Mutex<Vec<SocketAddr>>,
         asked: std::sync::atomic::AtomicUsize,
-        hangs: std::sync::atomic::AtomicBool,
+        takes: std::sync::atomic::AtomicU64,
     }
 
     impl Book {
         fn say(&self, addresses: &[&str]) {
             *lock(&self.page) = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        }
+
+        fn takes(&self, secs: u64) {
+            self.takes.store(secs, std::sync::atomic::Ordering::Relaxed);
         }
 
         fn asked(&self) -> usize {
@@ -235,11 +246,10 @@ mod tests {
         fn resolve<'a>(&'a self, _: &'a str, _: u16) -> Resolving<'a> {
             self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let page = lock(&self.page).clone();
-            if self.hangs.load(std::sync::atomic::Ordering::Relaxed) {
-                return Box::pin(std::future::pending());
-            }
+            let takes = self.takes.load(std::sync::atomic::Ordering::Relaxed);
             Box::pin(async move {
                 tokio::task::yield_now().await;
+                pass(takes).await;
                 if page.is_empty() { Err(io::Error::other("down")) } else { Ok(page) }
             })
         }
@@ -288,7 +298,7 @@ mod tests {
         let (name, book) = name(30);
         book.say(&["10.0.0.1:80"]);
         ips(&name).await;
-        book.hangs.store(true, std::sync::atomic::Ordering::Relaxed);
+        book.takes(3600);
         let clock = crate::clock::Clock::start();
         let passed = || clock.now().as_secs();
         pass(100).await;
@@ -377,5 +387,18 @@ mod tests {
         ips(&name).await;
         ips(&name).await;
         assert_eq!(book.asked(), 2);
+        book.say(&["10.0.0.2:80"]);
+        book.takes(3);
+        assert_eq!(ips(&name).await, ["10.0.0.2"], "it is slow, but it knows better");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_never_comes_back_is_asked_again() {
+        let (name, book) = name(30);
+        book.say(&["10.0.0.1:80"]);
+        book.takes(3600);
+        assert!(name.look_up().await.is_err());
+        book.takes(0);
+        assert_eq!(ips(&name).await, ["10.0.0.1"]);
     }
 }
