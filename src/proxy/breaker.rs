@@ -83,8 +83,12 @@ where
                         tell_lost(&unanswered.permit, fault);
                     }
                     let outcome = of_trouble(&unanswered.trouble);
-                    // what the client made fail says nothing of the upstream
-                    if outcome != Outcome::Ignore {
+                    // what the client made fail is no answer of the upstream's
+                    let by_client = match &unanswered.trouble {
+                        Trouble::Upstream(fault) => matches!(fault, Fault::Request(_)),
+                        _ => true,
+                    };
+                    if !by_client {
                         count(&unanswered.exchange, None);
                     }
                     unanswered.permit.attempt_ended(outcome);
