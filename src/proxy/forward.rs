@@ -95,7 +95,7 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
         let params = upstream.params();
         let patience = params.first_byte_timeout;
         let sending = upstream.send(shared.parts.worker, head, payload, patience, repeat, &mut trace);
-        match latest(began, params.total_timeout, answer_by) {
+        match latest(began, params.total_timeout, exchange.record.stream, answer_by) {
             None => sending.await.map_err(trouble),
             Some((at, late)) => match tokio::time::timeout_at(clock.instant(at), sending).await {
                 Ok(sent) => sent.map_err(trouble),
@@ -127,8 +127,15 @@ async fn forward(shared: Arc<Shared>, attempt: Attempt) -> Result<Answer, Unansw
 }
 
 /// The moment after which no head is wanted any more, however the request's body still moves, and whose word that is.
-fn latest(began: MonoTime, total: Duration, answer_by: Option<MonoTime>) -> Option<(MonoTime, Trouble)> {
-    let total = (!total.is_zero()).then(|| (began + total, Trouble::Upstream(Fault::TotalTimeout(total))));
+fn latest(
+    began: MonoTime,
+    total: Duration,
+    stream: bool,
+    answer_by: Option<MonoTime>,
+) -> Option<(MonoTime, Trouble)> {
+    // a stream's head does not wait for the whole answer: without it, it is the upstream that is late
+    let late = if stream { Fault::FirstByteTimeout } else { Fault::TotalTimeout };
+    let total = (!total.is_zero()).then(|| (began + total, Trouble::Upstream(late(total))));
     let by = answer_by.map(|by| (by, Trouble::DeadlinePassed));
     total.into_iter().chain(by).min_by_key(|(at, _)| *at)
 }

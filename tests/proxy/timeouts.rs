@@ -1,6 +1,6 @@
 //! How long a whole answer may take.
 
-use crate::support::{JSON, Raw, Setup, Upstream, within};
+use crate::support::{CHAT_PATH, CHAT_STREAM, JSON, Raw, Setup, Upstream, request, within};
 
 #[tokio::test]
 async fn a_response_that_is_not_over_in_time_breaks_off() {
@@ -63,6 +63,22 @@ async fn it_says_nothing_of_the_upstream_and_is_not_tried_again() {
         assert!(upstream.is_quiet());
     }
     assert_eq!(proxy.metric("tidegate_breaker_transitions_total", "").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_stream_s_head_that_is_not_there_in_time_is_the_upstream_s_doing() {
+    let mut upstream = Upstream::start().await;
+    let proxy = Setup::permits(4)
+        .set("upstream.0.total_timeout", "200ms")
+        .set("breaker.failures", 1)
+        .set("retry.backoff", "")
+        .before(upstream.address);
+    let mut client = proxy.connect().await;
+    client.send(request("POST", CHAT_PATH, &[JSON], CHAT_STREAM)).await;
+    let _call = upstream.next().await;
+    let answer = client.response().await;
+    assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
+    proxy.until("tidegate_breaker_transitions_total", "", |n| n == 1.0).await;
 }
 
 #[tokio::test]
