@@ -36,6 +36,8 @@ pub(super) fn scan(body: &[u8], boundary: &str) -> Head {
     while let Some(start) = at {
         let end = finder.find(body, start);
         let part = start..end.unwrap_or(body.len());
+        // whose head is longer may be anything's, the model's too
+        head.ambiguous |= has_long_head(body, part.clone());
         if let Some(value) = model(body, part) {
             let short = body.get(value.clone()).filter(|text| text.len() <= LONGEST_NAME);
             let text = short.and_then(|text| std::str::from_utf8(text).ok());
@@ -48,13 +50,24 @@ pub(super) fn scan(body: &[u8], boundary: &str) -> Head {
     head
 }
 
+/// More than any part's head has that names a model.
+const HEAD: usize = 1024;
+
+/// Where a part's head ends, if it does in time.
+fn blank(begin: &[u8]) -> Option<usize> {
+    begin.windows(4).position(|four| four == b"\r\n\r\n")
+}
+
+/// Whether the part's head goes on for longer than is read of it.
+fn has_long_head(body: &[u8], part: Range<usize>) -> bool {
+    body.get(part).and_then(|text| text.get(..HEAD)).is_some_and(|begin| blank(begin).is_none())
+}
+
 /// Where in the body the value of this part stands, if it is `model`.
 fn model(body: &[u8], part: Range<usize>) -> Option<Range<usize>> {
-    /// More than any part's head has that names a model.
-    const HEAD: usize = 1024;
     let text = body.get(part.clone())?;
     let begin = text.get(..text.len().min(HEAD))?;
-    let blank = begin.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let blank = blank(begin)?;
     let fields = std::str::from_utf8(begin.get(..blank)?).ok()?;
     let disposition = fields.split("\r\n").find_map(|field| {
         let (name, value) = field.split_once(':')?;
@@ -145,10 +158,16 @@ mod tests {
     fn what_is_no_form_names_nothing() {
         let other = "Content-Disposition: form-data; name=\"model2\"";
         let long = [b'x'; LONGEST_NAME + 1];
+        let padded = |by: usize| format!("x: {}\r\n{MODEL}", "y".repeat(by));
+        // the head's end is part of what is read of it
+        let fits = HEAD - padded(0).len() - "\r\n\r\n\r\n".len();
+        assert_eq!(scan(&form(&[(&padded(fits), b"m")]), "xyz").model.as_deref(), Some("m"));
         for (body, ambiguous) in [
             (form(&[]), false),
             (form(&[(other, b"m"), ("x: y", b"m"), (FILE, b"model")]), false),
             (form(&[(MODEL, &long)]), true),
+            (form(&[(&padded(fits + 1), b"m")]), true),
+            (form(&[(&padded(5000), b"m")]), true),
             (form(&[(MODEL, b"\xff")]), true),
             (b"".to_vec(), false),
             (b"--xyz".to_vec(), false),
