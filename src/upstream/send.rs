@@ -168,8 +168,8 @@ impl Upstream {
     /// client that leaves cancels its request.
     ///
     /// A reused connection that dies before the first response byte is replaced by a new one, once; over HTTP/2 by one
-    /// that all whom it failed share; a stream that is reset leaves its connection well, and is no such death. Because such a request may be sent twice, only one that may be repeated is put on
-    /// a reused connection at all (`may_reuse`).
+    /// that all whom it failed share, and not where only its stream was reset. Because such a request may be sent
+    /// twice, only one that may be repeated is put on a reused connection at all (`may_reuse`).
     ///
     /// # Errors
     /// [`Fault`], when there is no head that can be passed on.
