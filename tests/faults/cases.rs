@@ -352,12 +352,6 @@ pub(crate) fn all(scale: Scale) -> Vec<Case> {
         match case.name {
             "killed" => case.act = Act::KillAndRestart,
             "moved" => case.act = Act::Move,
-            // the retry budget earns fewer tries than that takes: who is not answered is told
-            "bare_429" if case.scale.requests > 300 => {
-                let most: Check = |o| o.report.lost_total() == 0 && 10 * o.report.ok >= 7 * o.report.sent();
-                case.must.retain(|(what, _)| *what != "every request is answered");
-                case.must.push(("seven in ten are answered, and nobody is lost", most));
-            }
             // those that wait out an outage hold a connection each
             "errors" | "dead_of_three" => case.scale.rps = case.scale.rps.min(100.0),
             // 600 a minute is what they name, and it is kept: at length that would be hours
