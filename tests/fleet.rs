@@ -267,6 +267,7 @@ impl World {
                     first: Duration::from_millis(200),
                     last: Duration::from_secs(1),
                     stream: true,
+                    ..Sample::default()
                 });
                 self.send(Event::Finish(ticket, OUTCOMES[usize::from(outcome)], sample));
             }
@@ -406,6 +407,80 @@ fn a_refused_key_rests_and_the_next_one_serves() {
 }
 
 #[test]
+fn another_key_that_has_to_wait_for_its_turn_serves_too() {
+    for status in [401, 429] {
+        // all places are taken, by this one
+        let mut w = world(vec![Member { keys: 2, ..takes(1, 0) }]);
+        arrive(&mut w, 1);
+        let (ticket, before) = w.flights.iter().next().map(|(t, f)| (*t, f.place)).unwrap();
+        let (outcome, cause, retry_after) = if status == 401 {
+            w.send(Event::Unauthorized(ticket));
+            (Outcome::Ignore, RetryCause::Key, None)
+        } else {
+            stop_for(&mut w, ticket, 300);
+            (Outcome::Refused, RetryCause::Status, Some(Duration::from_secs(300)))
+        };
+        w.send(Event::Retry { ticket, outcome, cause, retry_after });
+        let place = w.flights.get(&ticket).map(|f| f.place);
+        assert!(place.is_some_and(|place| place.key != before.key), "{status}: {place:?}");
+    }
+}
+
+#[test]
+fn a_limit_that_was_found_draws_nobody_from_a_peer_without_one() {
+    let open = EndpointParams { concurrency: ConcurrencyMode::Unlimited, ..EndpointParams::default() };
+    let mut w = world(vec![takes(50, 0), Member { endpoint: open, keys: 1, ..Member::default() }]);
+    arrive(&mut w, 40);
+    let each = (at(&w, 0).len(), at(&w, 1).len());
+    assert!((15..=25).contains(&each.0), "{each:?}");
+}
+
+#[test]
+fn one_that_must_not_go_back_yet_speaks_for_nobody_else() {
+    let mut w = world(vec![takes(1, 0), takes(1, 0)]);
+    arrive(&mut w, 4);
+    let (a, b) = (at(&w, 0)[0], at(&w, 1)[0]);
+    let (outcome, cause) = (Outcome::Overload, RetryCause::Status);
+    w.send(Event::Retry { ticket: a, outcome, cause, retry_after: Some(Duration::from_secs(3600)) });
+    assert_eq!(
+        (at(&w, 0).len(), w.waiting.len()),
+        (1, 2),
+        "the next goes to the one that failed, and one waits"
+    );
+    w.send(Event::Finish(b, Outcome::Success, None));
+    assert_eq!(at(&w, 1), [a]);
+    stop_for(&mut w, a, 500);
+    assert_eq!(w.waiting.len(), 1, "the other endpoint goes on");
+    w.send(Event::Retry { ticket: a, outcome: Outcome::Refused, cause, retry_after: None });
+    let running = at(&w, 0)[0];
+    w.send(Event::Finish(running, Outcome::Success, None));
+    assert_eq!(at(&w, 0).len(), 1);
+}
+
+#[test]
+fn a_large_one_that_came_back_is_not_overtaken_for_ever() {
+    let tokens = EndpointParams { tokens_per_minute: Some(60_000), ..EndpointParams::default() };
+    let mut w = world(vec![Member { endpoint: tokens, keys: 1, ..takes(50, 0) }]);
+    w.step(&Step::Arrive { model: 0, tenant: 1, cost: 15_000, unqueued: false, patience: None });
+    let large = *w.flights.keys().next().unwrap();
+    let (outcome, cause) = (Outcome::Failure, RetryCause::Status);
+    w.send(Event::Retry { ticket: large, outcome, cause, retry_after: Some(Duration::from_secs(1)) });
+    for _ in 0..500 {
+        if w.waiting.len() < 20 {
+            w.step(&Step::Arrive { model: 0, tenant: 1, cost: 500, unqueued: false, patience: None });
+        }
+        w.wait_until(w.now + Duration::from_millis(100));
+        if w.flights.contains_key(&large) {
+            return;
+        }
+        for ticket in w.flights.keys().copied().collect::<Vec<_>>() {
+            w.send(Event::Finish(ticket, Outcome::Success, None));
+        }
+    }
+    panic!("it waited for 50 s while small ones went");
+}
+
+#[test]
 fn a_stop_that_outlasts_the_queue_is_told_at_once() {
     let mut w = world(vec![takes(1, 0)]);
     arrive(&mut w, 4);
@@ -496,6 +571,23 @@ fn another_key_of_a_broken_endpoint_is_no_other_endpoint() {
         w.wait_until(w.now + Duration::from_secs(6));
         assert_eq!(w.flights.len(), 1, "{outcome:?}");
     }
+}
+
+#[test]
+fn what_the_upstream_s_limit_does_not_count_comes_back() {
+    let endpoint = EndpointParams {
+        concurrency: ConcurrencyMode::Fixed(5),
+        tokens_per_minute: Some(60_000),
+        ..EndpointParams::default()
+    };
+    let mut w = world(vec![Member { endpoint, keys: 1, ..Member::default() }]);
+    let left = |w: &World| w.engine.status().endpoints[0].tokens_remaining.unwrap();
+    w.step(&Step::Arrive { model: 0, tenant: 0, cost: 400, unqueued: false, patience: None });
+    let (ticket, before) = (*w.flights.keys().next().unwrap(), left(&w));
+    let (prompt, uncounted, output) = (Tokens(380), Tokens(350), Tokens(20));
+    let sample = Sample { prompt, uncounted, output, ..Sample::default() };
+    w.send(Event::Finish(ticket, Outcome::Success, Some(sample)));
+    assert!((left(&w) - before - 350.0).abs() < 1.0, "{before} and {}", left(&w));
 }
 
 #[test]
@@ -817,8 +909,8 @@ fn an_endpoint_is_not_slow_for_the_streams_it_happens_to_get() {
         // each answer takes 2 s, a stream's first token 0.4 s
         let stream = (state >> 33) % 20 < 3;
         let first = if stream { Duration::from_millis(400) } else { Duration::from_secs(2) };
-        let sample =
-            Sample { prompt: Tokens(100), output: Tokens(50), first, last: Duration::from_secs(2), stream };
+        let (output, last) = (Tokens(50), Duration::from_secs(2));
+        let sample = Sample { prompt: Tokens(100), output, first, last, stream, ..Sample::default() };
         w.send(Event::Finish(ticket, Outcome::Success, Some(sample)));
         if n % 10 == 0 {
             w.send(Event::Tick);

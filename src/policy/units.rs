@@ -102,6 +102,8 @@ pub struct Place {
 pub struct Sample {
     /// Prompt tokens, real or estimated.
     pub prompt: Tokens,
+    /// Of them: what the upstream's limits do not count.
+    pub uncounted: Tokens,
     /// Output tokens; 0: not a tokenised call, such as embeddings.
     pub output: Tokens,
     /// From dispatch to the first token of a stream, else to the head.

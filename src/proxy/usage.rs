@@ -173,6 +173,7 @@ impl Reading {
             let last = if self.events { self.last } else { now };
             Sample {
                 prompt: scanned.usage.and_then(|usage| usage.prompt).unwrap_or(expected.estimate.prompt),
+                uncounted: scanned.usage.and_then(|usage| usage.uncounted).unwrap_or_default(),
                 output: Tokens(output),
                 first: self.first.unwrap_or(head).since(dispatched),
                 last: last.since(dispatched),

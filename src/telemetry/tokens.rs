@@ -94,6 +94,7 @@ mod tests {
             prompt: some(1),
             cached: some(2),
             cache_written: some(3),
+            uncounted: None,
             output: some(4),
             reasoning: some(5),
             audio_in: some(6),

@@ -17,6 +17,8 @@ use crate::policy::units::{EndpointId, ModelId, MonoTime, Place, Refusal, Tenant
 /// again yet, or would rather not, and whether it waits for the first tier.
 type Line = (TenantId, ModelId, Option<(EndpointId, bool)>, bool);
 
+const STOPPED: Until = Until::Rate { stopped: true };
+
 impl Engine {
     /// Hands free permits to whoever's turn it is.
     pub(super) fn dispatch(&mut self, now: MonoTime, effects: &mut Vec<Effect>) {
@@ -39,6 +41,11 @@ impl Engine {
                     Choice::Go(_) => true,
                     Choice::Wait(hold) => {
                         unknown.insert((*w, hold));
+                        // one that may go back where it failed was asked about everything that a fresh one is
+                        if w.avoid.is_some_and(|(_, until)| until <= now) {
+                            let fresh = line(now, &Waiting { avoid: None, ..*w }, by_tenant);
+                            held.entry(fresh).or_insert((*w, hold));
+                        }
                         false
                     }
                 }
@@ -126,18 +133,29 @@ impl Engine {
     /// Where the upstream refuses a line's requests until a moment that some of them cannot wait for, they are told at
     /// once, so that their clients can go elsewhere.
     fn stopped(&mut self, now: MonoTime, hold: Hold, first: &Waiting, effects: &mut Vec<Effect>) {
-        if hold.until != (Until::Rate { stopped: true }) {
+        if hold.until != STOPPED {
             return;
         }
         let by_tenant = self.fleet.keys_are_clients();
-        let retry_after = Some(hold.at.since(now).max(Duration::from_secs(1)));
+        let firsts = line(now, first, by_tenant);
         for ticket in self.queue.expiring(hold.at) {
-            let of_line = |w: &Waiting| {
+            let of_rate = |w: &&Waiting| {
                 !w.unqueued && w.model == first.model && (!by_tenant || w.tenant == first.tenant)
             };
-            if self.queue.get(ticket).is_some_and(of_line) {
+            let Some(w) = self.queue.get(ticket).filter(of_rate) else { continue };
+            // where one must not go again yet, the others may
+            let own = if line(now, w, by_tenant) == firsts {
+                Choice::Wait(hold)
+            } else {
+                self.fleet.choose(now, &want(w))
+            };
+            if let Choice::Wait(hold) = own
+                && hold.until == STOPPED
+                && w.deadline <= hold.at
+            {
                 self.queue.remove(ticket);
                 let refusal = Refusal::DeadlineUnreachable;
+                let retry_after = Some(hold.at.since(now).max(Duration::from_secs(1)));
                 effects.push(Effect::Reject { ticket, refusal, retry_after });
             }
         }

@@ -15,7 +15,7 @@ use crate::policy::engine::dispatch::want;
 use crate::policy::engine::{Effect, Engine, Kind};
 use crate::policy::supply::Choice;
 use crate::policy::supply::retry::{Budget, wait};
-use crate::policy::units::{MonoTime, Outcome, Place, Ticket};
+use crate::policy::units::{MonoTime, Outcome, Ticket};
 use crate::policy::{admission::OnDrain, admission::Waiting};
 use std::time::Duration;
 
@@ -97,20 +97,22 @@ impl Engine {
         let tries = if untried { 0 } else { request.tries };
         let pause = wait(&supply.retry, tries.into(), supply.seed, ticket, retry_after)?;
         request.tries += u8::from(!untried);
-        let avoiding = |until| {
-            let request = Waiting { avoid: Some((failed.endpoint, until)), ..request };
+        let avoiding = |until| Waiting { avoid: Some((failed.endpoint, until)), ..request };
+        let asked = |request: Waiting| {
             let choice = self.fleet.choose(now, &want(&request));
             let in_vain = matches!(choice, Choice::Wait(hold) if self.in_vain(now, hold, &request).is_some());
             (!in_vain).then_some((request, choice))
         };
         // another key helps against what was said of the key
         let of_key = outcome == Outcome::Refused || cause == RetryCause::Key;
-        let elsewhere =
-            |place: Place| place.endpoint != failed.endpoint || (of_key && place.key != failed.key);
-        let request = match avoiding(now)? {
-            (request, Choice::Go(place)) if elsewhere(place) => request,
+        let has_another = || of_key && self.fleet.another_key(now, &want(&request), failed);
+        let request = match asked(avoiding(now))? {
+            // should it be taken meanwhile, the one that failed is still not due
+            (_, Choice::Go(place)) if place.endpoint != failed.endpoint => avoiding(now + pause),
+            (request, Choice::Go(place)) if of_key && place.key != failed.key => request,
+            (request, Choice::Wait(_)) if has_another() => request,
             _ if cause == RetryCause::Key => return None,
-            _ => avoiding(now + pause)?.0,
+            _ => asked(avoiding(now + pause))?.0,
         };
         (untried || self.retry_budget.take(&supply.retry, cause == RetryCause::Timeout)).then_some(request)
     }

@@ -1,8 +1,8 @@
 //! The endpoints of one upstream group: which of them takes a request, and whether any can.
 //!
 //! A request goes to the first tier that has an endpoint for it. Within a tier the less loaded of two drawn at
-//! random takes it (Mitzenmacher 2001), load being in flight over what the endpoint takes; a broken one that is due for
-//! its probe is tried first. [`Fleet::choose`] only looks; [`Fleet::start`] takes what was chosen. The engine asks
+//! random takes it (Mitzenmacher 2001), load being in flight over what the endpoint takes, where both have a limit; a
+//! broken one that is due for its probe is tried first. [`Fleet::choose`] only looks; [`Fleet::start`] takes what was chosen. The engine asks
 //! it for every admission, and tells it how attempts end.
 //!
 //! The limit of the group is the sum of what its endpoints were found to take (`concurrency`), and each key's rate is
@@ -135,7 +135,6 @@ impl Fleet {
 
     /// The less loaded of two drawn at random.
     fn lighter(&self, now: MonoTime, ticket: Ticket, usable: &[(usize, Place)]) -> Option<Place> {
-        let load = |i: usize| self.endpoints[i].load(now);
         match usable {
             [] => None,
             [(_, only)] => Some(*only),
@@ -146,6 +145,9 @@ impl Fleet {
                 let second = usize::try_from((drawn / n) % (n - 1)).unwrap_or_default();
                 let second = if second >= first { second + 1 } else { second };
                 let (a, b) = (many.get(first)?, many.get(second)?);
+                // of what has no limit no share is taken: their numbers are compared then
+                let of_limit = [a.0, b.0].iter().all(|i| self.endpoints[*i].law.limit().is_some());
+                let load = |i: usize| self.endpoints[i].load(now, of_limit);
                 Some(if load(b.0) < load(a.0) { b.1 } else { a.1 })
             }
         }
@@ -350,6 +352,13 @@ impl Fleet {
         let all_open = self.endpoints.iter().all(open);
         let takes = |e: &Endpoint| if open(e) && !all_open { Some(0) } else { e.law.limit() };
         self.endpoints.iter().try_fold(0_u32, |sum, e| Some(sum.saturating_add(takes(e)?.max(e.wanted(now)))))
+    }
+
+    /// The key that `failed` names may not go now, and another one there only waits for its turn.
+    #[must_use]
+    pub fn another_key(&self, now: MonoTime, want: &Want, failed: Place) -> bool {
+        let endpoint = self.endpoints.get(usize::from(failed.endpoint.0));
+        endpoint.is_some_and(|e| e.another_key(now, want, failed.key))
     }
 
     fn of(&mut self, place: Place) -> Option<&mut Endpoint> {

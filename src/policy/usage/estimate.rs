@@ -1,14 +1,19 @@
 //! What a request will cost, before it is sent: a token bucket has to be charged at dispatch.
 //!
 //! ```text
-//! prompt = bytes of the body · ratio(model, size of the body)       ratio: tokens a byte, 1/4 until learned
-//! output = min(bound, mean + sd)(model, size of the bound)          256 until learned
+//! prompt    = bytes of the body · ratio(model, size of the body)       ratio: tokens a byte, 1/4 until learned
+//! uncounted = prompt · (mean − sd)(model, size of the body)            0 until learned
+//! output    = min(bound, mean + sd)(model, size of the bound)          256 until learned
+//! cost      = prompt − uncounted + output
 //! ```
 //!
 //! Ratios are learned as logarithms, and by body size in steps of four: a short body is mostly frame, a body of
 //! megabytes is mostly pictures, and neither says what a byte of text is. A class that was never seen begins at its
 //! model's own value. Output is learned by the bound that was asked for, again in steps of four: those who ask for at
 //! most 5 tokens say nothing of those who ask for any number.
+//!
+//! Uncounted is what the upstream reads from its cache where its limits leave that out (Anthropic's): of prompts that
+//! hardly change from one call to the next it is nearly all, and charged in full they would be paced many times too slow.
 //!
 //! `mean + sd`: a charge is settled with the real usage when the answer is there, so one that is too high costs an
 //! answer's length of waiting, once, and one that is too low is a 429. With N answers in flight their sum is above
@@ -34,15 +39,17 @@ pub struct Ask {
 pub struct Estimate {
     /// Tokens of the prompt.
     pub prompt: Tokens,
+    /// Of them: what the upstream's limits do not count.
+    pub uncounted: Tokens,
     /// Tokens of the answer.
     pub output: Tokens,
 }
 
 impl Estimate {
-    /// Both together.
+    /// Both together, as far as limits count them.
     #[must_use]
     pub const fn cost(self) -> Tokens {
-        Tokens(self.prompt.0.saturating_add(self.output.0))
+        Tokens(self.prompt.0.saturating_sub(self.uncounted.0).saturating_add(self.output.0))
     }
 }
 
@@ -73,6 +80,8 @@ struct Model {
     /// ln(tokens a byte) of all sizes, and of each.
     ratio: Learned,
     ratios: [Learned; CLASSES],
+    /// The share of the prompt that limits do not count, by its body's size.
+    uncounted: [Learned; CLASSES],
     /// Tokens of answers to all bounds, and to each.
     output: Learned,
     outputs: [Learned; CLASSES],
@@ -87,6 +96,9 @@ const RATIO_SD: f64 = 0.7;
 const RATIO_TRUST: f64 = 2.0;
 /// A tenth: what a ratio may always be off without being suspect.
 const RATIO_SLACK: f64 = 0.1;
+const UNCOUNTED_TRUST: f64 = 1.0;
+/// All of it: a prompt is in the cache or it is not.
+const UNCOUNTED_SLACK: f64 = 1.0;
 const OUTPUT: f64 = 256.0;
 const OUTPUT_TRUST: f64 = 4.0;
 const OUTPUT_SLACK: f64 = 16.0;
@@ -100,7 +112,8 @@ impl Default for Model {
     fn default() -> Self {
         let ratio = Learned::prior(RATIO.ln(), RATIO_SD);
         let output = Learned::prior(OUTPUT, OUTPUT);
-        Self { ratio, ratios: [ratio; CLASSES], output, outputs: [output; CLASSES] }
+        let uncounted = [Learned::prior(0.0, 0.0); CLASSES];
+        Self { ratio, ratios: [ratio; CLASSES], uncounted, output, outputs: [output; CLASSES] }
     }
 }
 
@@ -124,7 +137,7 @@ impl Estimator {
         if let (Some(output), true) = (output, ask.max_tokens != Some(0)) {
             self.output.add(estimated.output, output);
         }
-        self.models.entry(model).or_default().learn(ask, usage.prompt, output);
+        self.models.entry(model).or_default().learn(ask, usage, output);
     }
 
     /// Nobody will ask by this number any more.
@@ -180,11 +193,21 @@ impl Model {
         let output = best(&self.output, &self.outputs, bound_class(ask));
         let sd = if output.seen() == 0 { 0.0 } else { output.sd() };
         let output = ((output.mean() + sd).max(0.0).ceil() as u64).min(ask.max_tokens.unwrap_or(u64::MAX));
-        Estimate { prompt: Tokens((ask.body_bytes as f64 * ratio).round() as u64), output: Tokens(output) }
+        let prompt = (ask.body_bytes as f64 * ratio).round();
+        // too few, as an answer is too long: what was charged too much comes back
+        let uncounted = &self.uncounted[size_class(ask)];
+        let uncounted = (uncounted.mean() - uncounted.sd()).clamp(0.0, 1.0) * prompt;
+        Estimate {
+            prompt: Tokens(prompt as u64),
+            uncounted: Tokens(uncounted as u64),
+            output: Tokens(output),
+        }
     }
 
-    fn learn(&mut self, ask: Ask, prompt: Option<Tokens>, output: Option<Tokens>) {
-        if let (Some(Tokens(prompt @ 1..)), 1..) = (prompt, ask.body_bytes) {
+    fn learn(&mut self, ask: Ask, usage: &Usage, output: Option<Tokens>) {
+        if let (Some(Tokens(prompt @ 1..)), 1..) = (usage.prompt, ask.body_bytes) {
+            let uncounted = usage.uncounted.unwrap_or_default().0.min(prompt) as f64 / prompt as f64;
+            self.uncounted[size_class(ask)].learn(uncounted, UNCOUNTED_TRUST, UNCOUNTED_SLACK);
             let ratio = (prompt as f64 / ask.body_bytes as f64).clamp(RATIOS.0, RATIOS.1).ln();
             let class = begun(&self.ratio, &mut self.ratios, size_class(ask));
             class.learn(ratio, CLASS_TRUST, RATIO_SLACK);
@@ -249,10 +272,39 @@ mod tests {
     #[test]
     fn before_anything_is_known() {
         let e = Estimator::default();
-        assert_eq!(e.estimate(M, ask(4000, None)), Estimate { prompt: Tokens(1000), output: Tokens(256) });
+        assert_eq!(
+            e.estimate(M, ask(4000, None)),
+            Estimate { prompt: Tokens(1000), output: Tokens(256), ..Estimate::default() }
+        );
         assert_eq!(e.estimate(M, ask(4000, Some(10))).cost(), Tokens(1010));
         assert_eq!(e.estimate(M, ask(0, Some(0))), Estimate::default());
         assert_eq!((e.prompt_error(), e.output_error()), (None, None));
+    }
+
+    #[test]
+    fn what_limits_do_not_count_is_not_charged_once_that_is_known() {
+        let mut e = Estimator::default();
+        let cached = Usage { uncounted: Some(Tokens(950)), ..used(1000, 20) };
+        let first = pass(&mut e, ask(4000, None), &cached);
+        assert_eq!(first.uncounted, Tokens(0));
+        for _ in 0..100 {
+            pass(&mut e, ask(4000, None), &cached);
+        }
+        let known = e.estimate(M, ask(4000, None));
+        assert!((850..=950).contains(&known.uncounted.0), "{known:?}");
+        assert!(known.cost().0 < known.output.0 + 150, "{known:?}");
+        // of other sizes nothing is known
+        assert_eq!(e.estimate(M, ask(200, None)).uncounted, Tokens(0));
+        // one in five begins anew: what is charged covers most of them
+        for n in 0..200 {
+            let usage = if n % 5 == 0 { used(1000, 20) } else { cached };
+            pass(&mut e, ask(4000, None), &usage);
+        }
+        assert!((200..=500).contains(&e.estimate(M, ask(4000, None)).uncounted.0));
+        for _ in 0..200 {
+            pass(&mut e, ask(4000, None), &used(1000, 20));
+        }
+        assert!(e.estimate(M, ask(4000, None)).uncounted.0 < 20);
     }
 
     #[test]

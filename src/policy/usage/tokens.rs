@@ -15,6 +15,8 @@ pub struct Usage {
     pub cached: Option<Tokens>,
     /// Of them: written to the upstream's cache.
     pub cache_written: Option<Tokens>,
+    /// Of them: what the upstream's limits do not count, as Anthropic's do not count what is read from its cache.
+    pub uncounted: Option<Tokens>,
     /// Tokens of the answer. Absent where there is none to speak of: embeddings.
     pub output: Option<Tokens>,
     /// Of them: spent on thinking.
@@ -64,6 +66,8 @@ impl Found {
     pub(super) fn usage(&self) -> Option<Usage> {
         let (read, written) = (self.get(Field::CacheRead), self.get(Field::CacheWritten));
         let beside = read.unwrap_or_default() + written.unwrap_or_default();
+        // a gateway that speaks both dialects has limits of its own
+        let uncounted = read.filter(|_| self.get(Field::Prompt).is_none());
         let input = self.get(Field::Prompt).or_else(|| self.get(Field::Input).map(|input| input + beside));
         let total = self.get(Field::Total);
         let (prompt, output) = match (input, self.get(Field::Output), total) {
@@ -80,6 +84,7 @@ impl Found {
             prompt: tokens(prompt),
             cached: tokens(self.get(Field::Cached).or(read)),
             cache_written: tokens(written),
+            uncounted: tokens(uncounted),
             output: tokens(output),
             reasoning: tokens(self.get(Field::Reasoning)),
             audio_in: tokens(self.get(Field::AudioIn)),
@@ -111,6 +116,19 @@ mod tests {
         assert_eq!(usage(&[(Total, 11), (Output, 3)]), Some((Some(8), None, Some(3))));
         assert_eq!(usage(&[(Total, 1), (Output, 3)]), Some((Some(0), None, Some(3))), "a total that lies");
         assert_eq!(usage(&[(Output, 3)]), Some((None, None, Some(3))));
+    }
+
+    #[test]
+    fn what_stands_beside_the_input_is_not_counted_by_limits() {
+        use Field::{CacheRead, CacheWritten, Cached, Input, Prompt};
+        let uncounted = |fields: &[(Field, u32)]| {
+            let mut found = Found::default();
+            fields.iter().for_each(|(field, n)| found.set(*field, *n));
+            found.usage().and_then(|u| u.uncounted).map(|t| t.0)
+        };
+        assert_eq!(uncounted(&[(Input, 8), (CacheRead, 100), (CacheWritten, 20)]), Some(100));
+        assert_eq!(uncounted(&[(Input, 128), (Cached, 100)]), None, "OpenAI counts them");
+        assert_eq!(uncounted(&[(Prompt, 128), (CacheRead, 100)]), None, "a gateway");
     }
 
     #[test]

@@ -145,6 +145,7 @@ impl Play<'_> {
         self.estimates.observe(id, request, state.estimated);
         self.policy.learned.then(|| Sample {
             prompt: Tokens(request.prompt.into()),
+            uncounted: Tokens(0),
             output: Tokens(if self.setup.tokens { request.output.into() } else { 0 }),
             first: state.first.since(state.admitted),
             last: now.since(state.admitted),

@@ -60,8 +60,14 @@ impl Server {
             for (_, _, sent, first, tokens) in self.jobs.extract_if(.., |job| job.1 <= 0.0) {
                 let first = first.unwrap_or(end).since(sent);
                 let last = end.since(sent);
-                let sample =
-                    Sample { prompt: Tokens(100), output: Tokens(tokens), first, last, stream: true };
+                let sample = Sample {
+                    prompt: Tokens(100),
+                    output: Tokens(tokens),
+                    first,
+                    last,
+                    stream: true,
+                    ..Sample::default()
+                };
                 law.sample(end, &sample, in_flight);
             }
         }
@@ -142,7 +148,14 @@ fn lengths_are_no_load() {
         let (now, tokens) = (MonoTime::from_secs(at), if at < 50 { 20 } else { 1000 });
         let (first, last) = (Duration::from_millis(100), Duration::from_millis(100 + 20 * tokens));
         for _ in 0..8 {
-            let sample = Sample { prompt: Tokens(100), output: Tokens(tokens), first, last, stream: true };
+            let sample = Sample {
+                prompt: Tokens(100),
+                output: Tokens(tokens),
+                first,
+                last,
+                stream: true,
+                ..Sample::default()
+            };
             law.head(now, Tokens(100), first, 60);
             law.sample(now, &sample, 60);
         }
@@ -158,7 +171,11 @@ fn one_slow_reader_moves_nothing() {
     let mut other = law.clone();
     let now = MonoTime::from_secs(60);
     let (first, last) = (Duration::from_millis(100), Duration::from_secs(3600));
-    law.sample(now, &Sample { prompt: Tokens(9), output: Tokens(50), first, last, stream: true }, 50);
+    law.sample(
+        now,
+        &Sample { prompt: Tokens(9), output: Tokens(50), first, last, stream: true, ..Sample::default() },
+        50,
+    );
     law.tick(now, 50, true);
     other.tick(now, 50, true);
     assert_eq!(law.limit(), other.limit());
@@ -247,6 +264,7 @@ fn nonsense_neither_panics_nor_spreads() {
                     first: times[pick(4)],
                     last: times[pick(4)],
                     stream: pick(2) == 0,
+                    ..Sample::default()
                 };
                 let number = |i| Some([f64::NAN, -1.0, 0.0, 1.0, 1e300][i]);
                 match pick(12) {

@@ -167,6 +167,17 @@ impl Endpoint {
         Err(held.unwrap_or(Hold::ROOM))
     }
 
+    /// `failed` rests or its rate is stopped, and another key neither.
+    pub(super) fn another_key(&self, now: MonoTime, want: &Want, failed: KeyId) -> bool {
+        let barred = |key: KeyId| {
+            let rate = self.pacers.get(&self.line(key, want.tenant, want.model));
+            let rests = self.keys.get(usize::from(key.0)).is_none_or(|until| *until > now);
+            rests || rate.is_some_and(|rate| rate.pacer.refused_until(now).is_some())
+        };
+        let all = (0..).zip(&self.keys).map(|(key, _)| KeyId(key));
+        barred(failed) && all.filter(|key| *key != failed).any(|key| !barred(key))
+    }
+
     /// What the rate of `key` makes `want` wait for.
     fn rate(&self, now: MonoTime, want: &Want, key: KeyId) -> Option<Hold> {
         if !want.paced {
@@ -261,7 +272,8 @@ impl Endpoint {
                 self.law.sample(now, sample, self.in_flight);
             }
         }
-        let used = sample.map(|s| Tokens(s.prompt.0.saturating_add(s.output.0)));
+        let used =
+            sample.map(|s| Tokens(s.prompt.0.saturating_sub(s.uncounted.0).saturating_add(s.output.0)));
         if attempt.paced {
             let line = self.line(attempt.place.key, attempt.tenant, attempt.model);
             if let Some(rate) = self.pacers.get_mut(&line) {
@@ -329,14 +341,14 @@ impl Endpoint {
         self.unhealthy || now < self.ejected_until
     }
 
-    /// In flight over what it takes; what a new request would make of it, so that empty ones differ too.
-    pub(super) fn load(&self, now: MonoTime) -> f64 {
+    /// In flight, `of_limit`: over what it takes; what a new request would make of it, so that empty ones differ too.
+    pub(super) fn load(&self, now: MonoTime, of_limit: bool) -> f64 {
         let ramp = self.member.endpoint.slow_start.as_secs_f64();
         let share = match self.back_since {
             Some(since) if ramp > 0.0 => (now.since(since).as_secs_f64() / ramp).clamp(FIRST_SHARE, 1.0),
             _ => 1.0,
         };
-        let takes = self.law.limit().map_or(1.0, |limit| f64::from(limit.max(1)));
+        let takes = self.law.limit().filter(|_| of_limit).map_or(1.0, |limit| f64::from(limit.max(1)));
         let weight = f64::from(self.member.endpoint.weight.max(1));
         let open = self.in_flight.saturating_add(self.others).saturating_add(1);
         f64::from(open) / (weight * share * takes)

@@ -182,7 +182,8 @@ pub enum SaidBy {
 impl SaidBy {
     /// Who named `until`, of an answer with these headers.
     pub(super) fn of(limits: &RateLimits, until: MonoTime) -> Self {
-        if limits.retry_at == Some(until) {
+        // a stop is never longer than some minutes
+        if limits.retry_at.is_some_and(|at| at >= until) {
             Self::RetryAfter
         } else if limits.requests.is_empty() && limits.tokens.is_empty() {
             Self::Nobody

@@ -39,8 +39,14 @@ fn of_an_outlier_it_is_told_what_was_compared_and_when_it_is_back() {
         let slow = n % 2;
         let attempt = go(&mut fleet, AT(0), n, u16::try_from(slow).unwrap());
         let (first, rest) = (Duration::from_millis(100 + 700 * slow), Duration::from_millis(900));
-        let sample =
-            Sample { prompt: Tokens(10), output: Tokens(10), first, last: first + rest, stream: true };
+        let sample = Sample {
+            prompt: Tokens(10),
+            output: Tokens(10),
+            first,
+            last: first + rest,
+            stream: true,
+            ..Sample::default()
+        };
         fleet.release(AT(1), &attempt, Some(&sample));
     }
     let reports = told(&mut fleet, AT(5));

@@ -16,7 +16,7 @@
 //!
 //! | the 429 says | it means |
 //! |---|---|
-//! | `retry-after` > 0 | the rate; stopped until then |
+//! | `retry-after` > 0 | the rate; stopped until then, for ten minutes at most |
 //! | `remaining` too little for the request | the rate; stopped until enough has come back, or the reset |
 //! | `remaining` enough | too many at once: [`Refusal429::HiddenCap`], the caller lowers S |
 //! | nothing that helps one larger than the whole limit | [`Refusal429::Unrelated`] |
@@ -493,6 +493,18 @@ mod tests {
         assert!(matches!(p.ready(until, Tokens(1)), Pace::Probing(_)));
         p.answered(until + ms(100), Ticket(3));
         assert_eq!(p.ready(until + ms(100), Tokens(1)), Pace::Now);
+    }
+
+    #[test]
+    fn a_day_s_stop_is_tried_again_within_minutes() {
+        let mut p = Pacer::new(&PaceParams::default(), MonoTime::from_secs(0));
+        for n in 0..3 {
+            let now = MonoTime::from_secs(600 * n);
+            assert_eq!(p.ready(now, Tokens(1)), Pace::Now, "the probe at {now:?}");
+            p.charge(now, Ticket(n), Tokens(1));
+            let refusal = p.refused(now, Ticket(n), &retry(now + Duration::from_secs(86_400)));
+            assert_eq!(refusal, Refusal429::Rate { until: MonoTime::from_secs(600 * (n + 1)) });
+        }
     }
 
     #[test]

@@ -11,8 +11,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const HINTED: Duration = Duration::from_millis(100);
 /// Longest wait that refusals in a row lead to by themselves.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A window is waited for that long where the refusal itself names no time: a reset may be wrong by hours.
-const UNSAID: Duration = Duration::from_secs(600);
+/// The longest that nothing is tried, whatever the refusal says: resets may be wrong by hours, and some answer `Retry-After:
+/// 86400` to who is over a limit per minute.
+const LONGEST_STOP: Duration = Duration::from_secs(600);
 
 impl Pacer {
     /// What it was refused for; a rate that names no time has until `now`.
@@ -37,7 +38,7 @@ impl Pacer {
         }
         let hinted = limits.retry_at.filter(|at| *at > now);
         if let Some(until) = empty {
-            return Refusal429::Rate { until: hinted.unwrap_or(until.min(now + UNSAID)) };
+            return Refusal429::Rate { until: hinted.unwrap_or(until) };
         }
         if too_large {
             return Refusal429::Unrelated { news: false };
@@ -97,7 +98,7 @@ impl Pacer {
         let base = if hinted { HINTED } else { PAUSE };
         let own = (base * 2_u32.saturating_pow(doublings)).min(LONGEST_PAUSE);
         let least = if hinted && doublings == 0 { now } else { now + own };
-        let mut until = until.max(least);
+        let mut until = until.clamp(least, now + LONGEST_STOP);
         if let State::Stopped { until: before } = self.state {
             until = until.max(before);
         } else {
