@@ -10,6 +10,10 @@
 //! | idle between requests | the last response's end | `keep_alive_idle` |
 //! | serving | – | (bodies have timers of their own) |
 //! | not taking what is written | the last byte taken | `write_timeout` |
+//! | closed by us, while the client still sends | the close | 2 s, and what comes is thrown away |
+//!
+//! The last: a socket that is closed with something unread in it is reset, and the reset may overtake the answer, such as
+//! a 413, that was sent before (RFC 9112 §9.6).
 //!
 //! A timer is armed only while the stream is pending, and moved only when it fires too early.
 
@@ -19,6 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
@@ -89,12 +94,24 @@ pub(super) struct Patient<IO> {
     writing: Option<Pin<Box<Sleep>>>,
     /// Read already, to be read again.
     sniffed: Vec<u8>,
+    lingers: Option<Lingers>,
+}
+
+/// Our side is closed, and the client's is not.
+struct Lingers {
+    since: MonoTime,
+    /// The client is known to send still.
+    sends: bool,
 }
 
 /// What an HTTP/2 client sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes to sniff with: most heads come whole, and are then parsed in one go.
 const SNIFF: usize = 4096;
+/// How long a client may still send once our side is closed.
+const LINGER: Duration = Duration::from_secs(2);
+/// Reads in a row, before others have their turn.
+const READS: usize = 32;
 
 impl<IO> Patient<IO> {
     pub(super) fn new(io: IO, activity: Arc<Activity>, params: Arc<Params>, clock: Clock) -> Self {
@@ -110,6 +127,7 @@ impl<IO> Patient<IO> {
             stuck_since: None,
             writing: None,
             sniffed: Vec::new(),
+            lingers: None,
         }
     }
 
@@ -235,7 +253,33 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
+impl<IO: AsyncRead + Unpin> Patient<IO> {
+    /// Throws away what still comes, until it ends. One who sends nothing just now is not waited for.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = self.clock.now();
+        let lingers = self.lingers.get_or_insert(Lingers { since: now, sends: false });
+        let until = lingers.since + LINGER;
+        if now >= until {
+            return Poll::Ready(());
+        }
+        let mut thrown_away = [0; 8 << 10];
+        for _ in 0..READS {
+            let mut buf = ReadBuf::new(&mut thrown_away);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => lingers.sends = true,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if lingers.sends => {
+                    return poll_until(&mut self.reading, until, self.clock, cx);
+                }
+                Poll::Pending => return Poll::Ready(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.io).poll_write(cx, buf);
@@ -248,8 +292,17 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.io).poll_shutdown(cx);
-        this.written(polled, cx)
+        if this.lingers.is_none() {
+            let polled = Pin::new(&mut this.io).poll_shutdown(cx);
+            ready!(this.written(polled, cx))?;
+        }
+        // HTTP/2 reads on by itself, and what a tunnel's end means is not ours to know
+        let http1 = !this.activity.multiplexed.load(Ordering::Relaxed)
+            && !this.activity.upgraded.load(Ordering::Relaxed);
+        if http1 {
+            ready!(this.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(

@@ -16,7 +16,7 @@ use tower::Service;
 use crate::policy::engine::{Arrival, Kind};
 use crate::policy::units::Priority;
 use crate::policy::usage::{Ask, LONGEST_NAME};
-use crate::proxy::exchange::{Authed, Classified, Failure, Model};
+use crate::proxy::exchange::{Authed, Classified, Failure, Model, names_account};
 use crate::proxy::respond::Trouble;
 use crate::proxy::route::{TakesPermit, decoded};
 use crate::proxy::scan::{self, scan};
@@ -126,6 +126,7 @@ async fn classify(shared: &Shared, Authed(request): Authed) -> Result<Classified
     };
     // a tunnel's answers are not read
     exchange.expected = (kind == Kind::Queued).then_some(expected);
+    exchange.names_account = names_account(headers);
     let arrival = Arrival {
         kind,
         tenant: exchange.record.tenant,

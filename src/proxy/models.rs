@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::{Map, Value, json};
@@ -22,14 +22,14 @@ use tower::Service;
 use crate::policy::engine::Arrival;
 use crate::policy::units::Outcome;
 use crate::proxy::breaker::{of_fault, of_status, tell_lost};
-use crate::proxy::exchange::{Classified, Failure};
+use crate::proxy::exchange::{Classified, Failure, names_account};
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Body, Group, Permit, Shared};
 use crate::telemetry::Ended;
 use crate::upstream::{Fault, Payload, Repeat, Trace, Upstream, clean_request, set_key};
 
 /// The longest list that is read.
-const MAX_LIST: usize = 1 << 20;
+const MAX_LIST: usize = 8 << 20;
 /// A list that takes longer is left out.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -171,6 +171,7 @@ async fn ask(
 ) -> Result<Vec<Map<String, Value>>, String> {
     let patience = upstream.params().first_byte_timeout.min(PATIENCE);
     let (head, ()) = request.into_parts();
+    let blames_key = !names_account(&head.headers);
     let mut trace = Trace::default();
     let sending = upstream.send(worker, head, Payload::Empty, patience, Repeat::Always, &mut trace);
     let response = match sending.await {
@@ -182,14 +183,23 @@ async fn ask(
         }
     };
     let status = response.status();
-    if status == StatusCode::UNAUTHORIZED && upstream.authorization(permit.place().key).is_some() {
+    let ours = upstream.authorization(permit.place().key).is_some();
+    if status == StatusCode::UNAUTHORIZED && ours && blames_key {
         permit.unauthorized();
     }
     permit.first_byte(status.as_u16() < 500);
     let body = Limited::new(response.into_body(), MAX_LIST).collect().await;
-    let Ok(body) = body else {
-        permit.finish(Outcome::Failure, None);
-        return Err("its list broke off, or is too long".into());
+    let body = match body {
+        Ok(body) => body,
+        // that bound is ours
+        Err(error) if error.is::<LengthLimitError>() => {
+            permit.finish(Outcome::Ignore, None);
+            return Err("its list is too long".into());
+        }
+        Err(error) => {
+            permit.finish(Outcome::Failure, None);
+            return Err(format!("its list broke off: {error}"));
+        }
     };
     permit.finish(of_status(status), None);
     if !status.is_success() {

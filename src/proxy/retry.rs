@@ -212,7 +212,8 @@ impl Rules<'_> {
         let status = answer.head.status;
         if status == StatusCode::UNAUTHORIZED {
             // a client's own key is the client's to mend
-            return shared.is_ours(answer.group, answer.permit.place()).then_some(RetryCause::Key);
+            let ours = shared.is_ours(answer.group, answer.permit.place());
+            return (ours && answer.exchange.blames_key()).then_some(RetryCause::Key);
         }
         let refused = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         ((self.twice || refused) && self.params.covers(status.as_u16())).then_some(RetryCause::Status)

@@ -18,7 +18,7 @@ use crate::telemetry::access_log::Formatter;
 use crate::telemetry::estimates::{EstimateCollector, EstimateErrors, Estimates};
 use crate::telemetry::forecast::{ForecastCollector, Forecasts};
 use crate::telemetry::gate::{GateCollector, Sources};
-use crate::telemetry::labels::{Answered, Capped, MAX_VALUES};
+use crate::telemetry::labels::{Answered, Capped, MAX_SERIES};
 use crate::telemetry::process::ProcessCollector;
 use crate::telemetry::requests::RequestCollector;
 use crate::telemetry::shard::Shard;
@@ -98,7 +98,7 @@ impl Telemetry {
         workers: usize,
         registry: &Registry,
     ) -> Result<Arc<Self>, TelemetryError> {
-        let models = Arc::new(Capped::new(MAX_VALUES));
+        let models = Arc::new(Capped::new(MAX_SERIES));
         let shards = (0..workers.max(1))
             .map(|_| Ok(Arc::new(Shard::new(models.clone(), params.quantile_window)?)))
             .collect::<Result<Vec<_>, hdrhistogram::CreationError>>()?;

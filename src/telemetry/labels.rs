@@ -248,8 +248,10 @@ pub const REASONS: [&str; 12] = [
 pub(super) const NO_MODEL: &str = "none";
 /// The label's value of everything past the cap.
 pub(super) const OTHER: &str = "other";
-/// Distinct values of one label.
-pub(super) const MAX_VALUES: usize = 1000;
+/// Series that are told apart by what clients say: a model at an endpoint each.
+pub(super) const MAX_SERIES: usize = 1000;
+/// Of them, one in so many may be of models that nobody ever answered for: anybody can invent a name.
+const UNANSWERED: usize = 10;
 /// A longer value is nobody's model.
 const MAX_VALUE_BYTES: usize = 128;
 
@@ -257,33 +259,45 @@ const MAX_VALUE_BYTES: usize = 128;
 #[derive(Debug)]
 pub(super) struct Capped {
     max: usize,
+    none: Arc<str>,
     other: Arc<str>,
-    values: Mutex<HashSet<Arc<str>>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    values: HashSet<(Endpoint, Arc<str>)>,
+    unanswered: usize,
 }
 
 impl Capped {
     pub(super) fn new(max: usize) -> Self {
-        // "none" is ours, so no crowd of clients may push it out.
-        Self { max, other: OTHER.into(), values: Mutex::new(HashSet::from([NO_MODEL.into()])) }
+        Self { max, none: NO_MODEL.into(), other: OTHER.into(), known: Mutex::default() }
     }
 
-    /// `value`, if it is one of the first `max`; else `other`.
+    /// `value`, if its series is one of the first `max`; else `other`. `answered`: an upstream knows it.
     ///
     /// Control characters are never let in: NUL ends some scrapers' parse of the whole page.
-    pub(super) fn label(&self, value: &str) -> Arc<str> {
+    pub(super) fn label(&self, endpoint: Endpoint, value: &str, answered: bool) -> Arc<str> {
+        // that one is ours, so no crowd of clients may push it out
+        if value == NO_MODEL {
+            return self.none.clone();
+        }
         if value.is_empty() || value.len() > MAX_VALUE_BYTES || value.chars().any(char::is_control) {
             return self.other.clone();
         }
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = values.get(value) {
-            return known.clone();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = (endpoint, Arc::from(value));
+        if let Some((_, value)) = known.values.get(&fresh) {
+            return value.clone();
         }
-        if values.len() > self.max {
+        if known.values.len() >= self.max || (!answered && known.unanswered >= self.max.div_ceil(UNANSWERED))
+        {
             return self.other.clone();
         }
-        let fresh: Arc<str> = value.into();
-        values.insert(fresh.clone());
-        fresh
+        known.unanswered += usize::from(!answered);
+        known.values.insert(fresh.clone());
+        fresh.1
     }
 }
 
@@ -291,24 +305,38 @@ impl Capped {
 mod tests {
     use super::*;
 
+    fn label(capped: &Capped, value: &str) -> String {
+        capped.label(Endpoint::Chat, value, true).to_string()
+    }
+
     #[test]
     fn past_the_cap_new_values_are_other_and_known_ones_stay() {
         let capped = Capped::new(2);
-        assert_eq!(&*capped.label("a"), "a");
-        assert_eq!(&*capped.label("b"), "b");
-        assert_eq!(&*capped.label("c"), "other");
-        assert_eq!(&*capped.label("a"), "a");
-        assert_eq!(&*capped.label(NO_MODEL), "none");
+        assert_eq!(
+            ["a", "b", "c", "a", NO_MODEL].map(|v| label(&capped, v)),
+            ["a", "b", "other", "a", "none"]
+        );
+        // what counts is how many series they make
+        assert_eq!(&*capped.label(Endpoint::Embeddings, "a", true), "other");
+    }
+
+    #[test]
+    fn names_that_nobody_answers_for_leave_the_others_their_places() {
+        let capped = Capped::new(100);
+        let kept = (0..1000).filter(|n| &*capped.label(Endpoint::Chat, &format!("no-{n}"), false) != "other");
+        assert_eq!(kept.count(), 10);
+        let kept = (0..1000).filter(|n| label(&capped, &format!("m-{n}")) != "other");
+        assert_eq!(kept.count(), 90);
+        // one that was answered for once keeps its name when it fails
+        assert_eq!(&*capped.label(Endpoint::Chat, "m-1", false), "m-1");
     }
 
     #[test]
     fn unreasonable_values_are_other_and_take_no_place() {
         let capped = Capped::new(1);
-        assert_eq!(&*capped.label(""), "other");
-        assert_eq!(&*capped.label("nul\0"), "other");
-        assert_eq!(&*capped.label("line\nbreak"), "other");
-        assert_eq!(&*capped.label(&"x".repeat(129)), "other");
-        assert_eq!(&*capped.label("größe \"7b\"\\"), "größe \"7b\"\\");
+        let long = "x".repeat(129);
+        let values = ["", "nul\0", "line\nbreak", &long, "größe \"7b\"\\"];
+        assert_eq!(values.map(|v| label(&capped, v)), ["other", "other", "other", "other", "größe \"7b\"\\"]);
     }
 
     #[test]

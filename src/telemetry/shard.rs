@@ -124,7 +124,8 @@ impl Shard {
             match series.get_mut(model) {
                 Some(known) => known.record(record.ended, spans, &record.cost),
                 None => {
-                    let label = self.models.label(model);
+                    let answered = record.ended == Ended::Success;
+                    let label = self.models.label(record.endpoint, model, answered);
                     series.entry(label).or_default().record(record.ended, spans, &record.cost);
                 }
             }

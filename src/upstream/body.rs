@@ -1,8 +1,8 @@
 //! The two bodies: what goes up, and what comes down.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use hyper::HeaderMap;
 use hyper::body::Incoming;
 use hyper::header;
 
+use crate::upstream::Fault;
 use crate::upstream::pool::Lease;
 
 /// Any error, boxed.
@@ -47,6 +48,8 @@ pub struct Upload {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     bytes: AtomicU64,
+    /// How it went wrong. hyper says so over HTTP/1; over HTTP/2 it looks as if the stream was reset.
+    fault: Mutex<Option<Fault>>,
 }
 
 const DONE: u64 = u64::MAX;
@@ -58,6 +61,11 @@ impl Progress {
             DONE => None,
             n => Some(n),
         }
+    }
+
+    /// What went wrong with it, once.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -136,7 +144,11 @@ impl Body for Payload {
                         }
                     }
                     Poll::Ready(None) => seen.store(DONE, Ordering::Relaxed),
-                    Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+                    Poll::Ready(Some(Err(error))) => {
+                        let mut fault = upload.progress.fault.lock().unwrap_or_else(PoisonError::into_inner);
+                        *fault = Some(Fault::of_upload(error));
+                    }
+                    Poll::Pending => {}
                 }
                 polled
             }

@@ -125,26 +125,23 @@ impl Fault {
         )
     }
 
-    /// What hyper says went wrong before the head.
+    /// What hyper says went wrong before the head, if it was not the request's body.
     pub(super) fn before_head(error: hyper::Error) -> Self {
         if error.is_parse() {
             return Self::Garbage(error);
-        }
-        if error.is_user() || error.is_body_write_aborted() {
-            use std::error::Error as _;
-            if let Some(paused) = error.source().and_then(|e| e.downcast_ref::<Paused>()) {
-                return Self::UploadPaused(*paused);
-            }
-            return match error.source() {
-                Some(source) => Self::Upload(source.to_string().into()),
-                // no body was at fault: its connection's driver is gone
-                None => Self::Closed(error),
-            };
         }
         let untouched = |error: &h2::Error| {
             error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
         };
         if of_http2(&error).is_some_and(untouched) { Self::Unsent(error) } else { Self::Closed(error) }
+    }
+
+    /// What went wrong with the request's body on its way up.
+    pub(super) fn of_upload(error: &BoxError) -> Self {
+        match error.downcast_ref::<Paused>() {
+            Some(paused) => Self::UploadPaused(*paused),
+            None => Self::Upload(error.to_string().into()),
+        }
     }
 
     /// It ended one stream of an HTTP/2 connection, and the others go on.

@@ -87,8 +87,9 @@ fn hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .flat_map(names)
             .filter_map(|n| HeaderName::from_bytes(n.as_bytes()).ok())
-            // end-to-end (RFC 9110 §7.6.1 forbids to name such); the key in it may be the upstream's own
-            .filter(|n| !KEYS.contains(n))
+            // end-to-end (RFC 9110 §7.6.1 forbids to name such); the key in it may be the upstream's own, and by its
+            // type a body is read here and there
+            .filter(|n| !KEYS.contains(n) && !n.as_str().starts_with("content-"))
             .collect();
         for name in named {
             headers.remove(name);
@@ -117,7 +118,8 @@ mod tests {
     #[test]
     fn hop_by_hop_fields_and_those_that_connection_names_end_here() {
         let mut h = map(&[
-            ("connection", "close, X-Private"),
+            ("connection", "close, X-Private, Content-Type"),
+            ("content-type", "application/json"),
             ("x-private", "1"),
             ("keep-alive", "timeout=5"),
             ("te", "trailers, gzip"),
@@ -133,7 +135,13 @@ mod tests {
         left.sort();
         assert_eq!(
             left,
-            ["authorization: Bearer k", "connection: te", "te: trailers", "x-stainless-retry-count: 1"]
+            [
+                "authorization: Bearer k",
+                "connection: te",
+                "content-type: application/json",
+                "te: trailers",
+                "x-stainless-retry-count: 1"
+            ]
         );
     }
 

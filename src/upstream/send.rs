@@ -28,6 +28,9 @@ use crate::upstream::{
 const MAX_INTERIM: u8 = 8;
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// A pooled connection that was dead when it was taken shows within this time.
+const FOUND_DEAD: Duration = Duration::from_secs(1);
+
 /// What happened on the way, for the log.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
@@ -35,14 +38,17 @@ pub struct Trace {
     pub connect: Option<Duration>,
     /// Times the request was put on a connection.
     pub attempts: u32,
+    /// When it was, last.
+    pub put_at: MonoTime,
     /// For who may drop the request in the middle, and has to know whether it ever was.
     pub sent: Option<Arc<AtomicBool>>,
 }
 
 impl Trace {
     /// The request is put on a connection.
-    pub(super) fn put(&mut self) {
+    pub(super) fn put(&mut self, now: MonoTime) {
         self.attempts += 1;
+        self.put_at = now;
         if let Some(sent) = &self.sent {
             sent.store(true, Ordering::Relaxed);
         }
@@ -167,7 +173,7 @@ impl Upstream {
     /// says whose connections to prefer. Dropping the future closes the connection, which is how a
     /// client that leaves cancels its request.
     ///
-    /// A reused connection that dies before the first response byte is replaced by a new one, once; over HTTP/2 by one
+    /// A reused connection that dies at once, before the first response byte, is replaced by a new one, once; over HTTP/2 by one
     /// that all whom it failed share, and not where only its stream was reset. Because such a request may be sent
     /// twice, only one that may be repeated is put on a reused connection at all (`may_reuse`).
     ///
@@ -191,7 +197,9 @@ impl Upstream {
         let mut seen = progress.as_ref().map(|_| 0);
         loop {
             if let Ok(result) = tokio::time::timeout(first_byte, sending.as_mut()).await {
-                return result;
+                // of a client that broke off nobody else is to blame, whatever became of the connection
+                let of_upload = || progress.as_deref().and_then(Progress::fault);
+                return result.map_err(|fault| of_upload().unwrap_or(fault));
             }
             // a long upload that still moves has not begun to wait for its answer; one that has just ended
             // has waited for less than the whole time
@@ -259,10 +267,16 @@ impl Upstream {
             } else {
                 self.over_http1(worker, request, first, upgrade, trace).await
             };
+            // what breaks later had been at work on it: another try is the gate's to allow
+            let dead = |fault: &Fault| match fault {
+                Fault::Closed(_) => self.clock.now().since(trace.put_at) < FOUND_DEAD,
+                Fault::Unsent(_) => true,
+                _ => false,
+            };
             match (sent, spare) {
                 (Ok(response), _) => return Ok(response),
                 // a dead connection from the pool: once more, on a new one
-                (Err((Fault::Closed(_) | Fault::Unsent(_), true)), Some(same)) => {
+                (Err((fault, true)), Some(same)) if dead(&fault) => {
                     request = same;
                     (first, made_since) = (false, began);
                 }
@@ -293,7 +307,7 @@ impl Upstream {
                 (handle, card)
             }
         };
-        trace.put();
+        trace.put(self.clock.now());
         let interim = Arc::new((AtomicU8::new(0), Notify::new()));
         let count = interim.clone();
         hyper::ext::on_informational(&mut request, move |_| {

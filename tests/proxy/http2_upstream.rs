@@ -383,3 +383,22 @@ async fn a_stream_that_is_reset_leaves_its_connection_alone_and_costs_a_retry() 
     assert!(told.is_empty());
     assert_eq!(proxy.metric("tidegate_retries_total", "reason=\"reset\"").await, 1.0);
 }
+
+#[tokio::test]
+async fn an_upload_that_its_client_breaks_off_is_the_client_s_fault_here_too() {
+    let mut upstream = Scripted::start().await;
+    upstream.hold();
+    let proxy = over_http2().set("breaker.failures", 1).before(upstream.address);
+    for round in 0..3 {
+        let mut client = proxy.connect().await;
+        client
+            .send("POST /v1/files HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            .await;
+        upstream.connection().await;
+        upstream.held().await;
+        client.send("not a chunk size\r\n").await;
+        let response = client.response().await;
+        assert_eq!((response.status(), response.code().as_str()), (400, "bad_request"), "round {round}");
+    }
+    assert_eq!(proxy.metric("tidegate_breaker_transitions_total", "").await, 0.0);
+}

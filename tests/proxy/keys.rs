@@ -1,6 +1,6 @@
 //! Several keys of one upstream: used in turn; one that is refused rests, and the others go on.
 
-use crate::support::{Setup, Upstream};
+use crate::support::{JSON, Setup, Upstream, request};
 
 fn two() -> Setup {
     Setup::permits(4)
@@ -84,4 +84,24 @@ async fn a_key_that_is_refused_the_list_of_models_rests_too() {
     other.next().await.answer(200, &[], br#"{"data":[]}"#).await;
     assert_eq!(client.response().await.status(), 200);
     assert_eq!(proxy.metric("tidegate_upstream_keys_resting", "").await, 1.0);
+}
+
+#[tokio::test]
+async fn what_a_client_chose_makes_no_key_rest() {
+    let mut upstream = Upstream::start().await;
+    let proxy = two().before(upstream.address);
+    let account = ["openai-organization: org-of-another", "openai-project: proj-of-another"];
+    let mut clients = Vec::new();
+    for header in account {
+        clients.push(proxy.chat(&[header]).await);
+    }
+    let mut nowhere = proxy.connect().await;
+    nowhere.send(request("POST", "/nowhere", &[JSON], b"{}")).await;
+    clients.push(nowhere);
+    for mut client in clients {
+        upstream.next().await.answer(401, &[], b"not yours").await;
+        assert_eq!(client.response().await.status(), 401);
+    }
+    assert!(upstream.is_quiet());
+    assert_eq!(proxy.metric("tidegate_upstream_keys_resting", "").await, 0.0);
 }

@@ -295,6 +295,29 @@ async fn a_target_that_sinks_lets_connections_idle_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_breaks_long_after_its_request_was_not_found_dead() {
+    for http2 in [false, true] {
+        for (breaks, sent) in [(900 * MS, 2), (1100 * MS, 1)] {
+            let peer = Peer::new(Habits { http2, service: 10 * S, ..Habits::default() });
+            let client = Client::of(&peer, Params { http2, ..params() }, 1);
+            client.aim(1);
+            after(2 * S).await;
+            let breaking = async {
+                after(breaks).await;
+                peer.close_all();
+            };
+            let (answer, ()) = tokio::join!(client.ask(0), breaking);
+            assert_eq!(
+                answer.is_ok(),
+                sent == 2,
+                "{breaks:?}, http2 {http2}: what it died of may be the request"
+            );
+            assert_eq!(peer.seen().iter().map(|seen| seen.requests).sum::<usize>(), sent);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn over_http_2_a_connection_is_kept_ready_for_a_hundred_requests() {
     for (workers, target, connections) in [(1, 1, 1), (1, 100, 1), (1, 250, 3), (2, 250, 4), (2, 1, 1)] {
         let peer = Peer::new(Habits { http2: true, ..Habits::default() });

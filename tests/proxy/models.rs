@@ -119,3 +119,18 @@ async fn a_body_that_comes_with_it_is_dropped_with_all_that_the_head_says_of_it(
     call.answer(200, &[], b"{}").await;
     assert_eq!(next.response().await.status(), 200);
 }
+
+#[tokio::test]
+async fn a_list_that_is_too_long_is_left_out_and_says_nothing_of_its_upstream() {
+    let (mut first, mut second) = (Upstream::start().await, Upstream::start().await);
+    let proxy = before(first.address, second.address).await;
+    let long = vec![b' '; (8 << 20) + 1];
+    for _ in 0..6 {
+        let mut client = proxy.connect().await;
+        client.send(crate::support::request("GET", "/v1/models", &[], b"")).await;
+        let (a, b) = (first.next().await, second.next().await);
+        let (_, _) = tokio::join!(a.answer(200, &["connection: close"], &long), b.answer(200, &[], OWN));
+        assert_eq!(ids(&client.response().await), ["llama", "org/Llama-3"].map(str::to_owned).into());
+    }
+    assert_eq!(proxy.metric("tidegate_breaker_transitions_total", "").await, 0.0);
+}

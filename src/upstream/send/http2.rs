@@ -39,7 +39,7 @@ impl Upstream {
         let placed = timeout(limit, self.place(worker, made_since, trace)).await;
         let placed = placed.unwrap_or(Err(Fault::ConnectTimeout(limit)));
         let Placed { mut handle, lease, reused } = placed.map_err(|fault| (fault, false))?;
-        trace.put();
+        trace.put(self.clock.now());
         let sent = match handle.ready().await {
             Ok(()) => handle.send_request(request).await,
             Err(closed) => Err(closed),
