@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap};
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::{Request, Response, StatusCode, Version};
@@ -125,6 +126,7 @@ where
             registered = true;
             if drain.as_mut().poll(cx).is_ready() {
                 draining = true;
+                activity.last.store(true, Ordering::Relaxed);
                 connection.as_mut().drain();
                 cx.waker().wake_by_ref();
             }
@@ -266,6 +268,9 @@ where
         if multiplexed {
             self.activity.multiplexed.store(true, Ordering::Relaxed);
         }
+        if request.version() == Version::HTTP_10 || says_close(request.headers()) {
+            self.activity.last.store(true, Ordering::Relaxed);
+        }
         let busy = Some(Busy::new(&self.activity, self.clock));
         let streams = multiplexed.then(|| self.streams.clone());
         // the stack is always ready: it waits in its futures
@@ -273,6 +278,11 @@ where
         let activity = self.activity.clone();
         Answering { answering: Box::pin(answering), activity, streams, clock: self.clock, busy }
     }
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    let said = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    said.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case("close"))
 }
 
 /// The stack's future; its response's body is guarded.

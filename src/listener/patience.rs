@@ -45,6 +45,8 @@ pub(super) struct Activity {
     pub(super) idle_since: AtomicU64,
     /// HTTP/2, where bytes between requests are not a head.
     pub(super) multiplexed: AtomicBool,
+    /// The client or a drain wants no request after this one.
+    pub(super) last: AtomicBool,
     /// Another protocol now: nothing on it is a head, and its silence is its own affair.
     pub(super) upgraded: AtomicBool,
 }
@@ -94,6 +96,8 @@ pub(super) struct Patient<IO> {
     writing: Option<Pin<Box<Sleep>>>,
     /// Read already, to be read again.
     sniffed: Vec<u8>,
+    /// The client sends nothing more.
+    ended: bool,
     lingers: Option<Lingers>,
 }
 
@@ -127,6 +131,7 @@ impl<IO> Patient<IO> {
             stuck_since: None,
             writing: None,
             sniffed: Vec::new(),
+            ended: false,
             lingers: None,
         }
     }
@@ -242,6 +247,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
             Poll::Ready(result) => {
                 if buf.filled().len() > before {
                     this.received();
+                } else if result.is_ok() && buf.remaining() > 0 {
+                    this.ended = true;
                 }
                 Poll::Ready(result)
             }
@@ -254,10 +261,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> Patient<IO> {
-    /// Throws away what still comes, until it ends. One who sends nothing just now is not waited for.
+    /// Throws away what still comes, until it ends. Where the end was agreed, only one who sends just now is waited for.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = self.clock.now();
-        let lingers = self.lingers.get_or_insert(Lingers { since: now, sends: false });
+        // nobody asked for the end: a body was not read to its own
+        let sends = !self.ended && !self.activity.last.load(Ordering::Relaxed);
+        let lingers = self.lingers.get_or_insert(Lingers { since: now, sends });
         let until = lingers.since + LINGER;
         if now >= until {
             return Poll::Ready(());
