@@ -57,7 +57,8 @@ fn expected(name: &str) -> Scanned {
         ),
         "tools.sse" => Scanned { events: 3, finished: true, ..Scanned::default() },
         "messages.sse" => {
-            over(Usage { cached: some(20_000), cache_written: some(1000), ..usage(21_472, 89) }, 3)
+            let beside = Usage { cached: some(20_000), cache_written: some(1000), ..usage(21_472, 89) };
+            over(Usage { uncounted: some(20_000), ..beside }, 3)
         }
         "responses.sse" => over(Usage { cached: some(32), reasoning: some(8), ..usage(37, 11) }, 2),
         "lines.sse" => over(usage(6, 2), 1),
@@ -74,7 +75,8 @@ fn expected(name: &str) -> Scanned {
         ),
         "responses.json" => over(Usage { cached: some(64), reasoning: some(1024), ..usage(75, 1186) }, 0),
         "messages.json" => {
-            over(Usage { cached: some(300), cache_written: some(12), ..usage(2095 + 12 + 300, 503) }, 0)
+            let beside = Usage { cached: some(300), cache_written: some(12), ..usage(2095 + 12 + 300, 503) };
+            over(Usage { uncounted: some(300), ..beside }, 0)
         }
         "embeddings.json" => over(Usage { prompt: some(8), ..Usage::default() }, 0),
         "error.json" => Scanned { error: true, finished: true, ..Scanned::default() },
@@ -381,6 +383,7 @@ impl Plain {
             prompt: prompt.map(Tokens),
             output: output.map(Tokens),
             cached: get("cached_tokens").or(read).map(Tokens),
+            uncounted: read.filter(|_| get("prompt_tokens").is_none()).map(Tokens),
             reasoning: get("reasoning_tokens").map(Tokens),
             ..Usage::default()
         };

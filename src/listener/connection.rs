@@ -268,7 +268,8 @@ where
         if multiplexed {
             self.activity.multiplexed.store(true, Ordering::Relaxed);
         }
-        if request.version() == Version::HTTP_10 || says_close(request.headers()) {
+        let agreed = request.version() == Version::HTTP_10 || says_close(request.headers());
+        if agreed && request.body().is_end_stream() {
             self.activity.last.store(true, Ordering::Relaxed);
         }
         let busy = Some(Busy::new(&self.activity, self.clock));

@@ -45,7 +45,7 @@ pub(super) struct Activity {
     pub(super) idle_since: AtomicU64,
     /// HTTP/2, where bytes between requests are not a head.
     pub(super) multiplexed: AtomicBool,
-    /// The client or a drain wants no request after this one.
+    /// The client or a drain wants no request after this one, and all of this one is there.
     pub(super) last: AtomicBool,
     /// Another protocol now: nothing on it is a head, and its silence is its own affair.
     pub(super) upgraded: AtomicBool,
@@ -254,6 +254,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
             }
             Poll::Pending => {
                 let impatience = ready!(this.poll_reading(cx));
+                // it was waited for long enough
+                this.ended = true;
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, impatience)))
             }
         }

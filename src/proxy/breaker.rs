@@ -66,7 +66,7 @@ where
                     count(&answer.exchange, Some(status.as_u16()));
                     if status == StatusCode::UNAUTHORIZED
                         && shared.is_ours(answer.group, answer.permit.place())
-                        && answer.exchange.blames_key()
+                        && answer.exchange.blames_key
                     {
                         answer.permit.unauthorized();
                     }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::Uri;
 use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::http::request;
+use hyper::{Method, Uri};
 use tower::Service;
 
 use crate::policy::engine::{Arrival, Kind};
@@ -18,7 +19,7 @@ use crate::policy::units::Priority;
 use crate::policy::usage::{Ask, LONGEST_NAME};
 use crate::proxy::exchange::{Authed, Classified, Failure, Model, names_account};
 use crate::proxy::respond::Trouble;
-use crate::proxy::route::{TakesPermit, decoded};
+use crate::proxy::route::{Route, TakesPermit, decoded};
 use crate::proxy::scan::{self, scan};
 use crate::proxy::usage::{Expected, bound};
 use crate::proxy::{Parts, Shared};
@@ -126,7 +127,8 @@ async fn classify(shared: &Shared, Authed(request): Authed) -> Result<Classified
     };
     // a tunnel's answers are not read
     exchange.expected = (kind == Kind::Queued).then_some(expected);
-    exchange.names_account = names_account(headers);
+    let tunnel = request.upgrade.is_some();
+    exchange.blames_key = tells_of_key(&request.head, request.route, tunnel) && !names_account(headers);
     let arrival = Arrival {
         kind,
         tenant: exchange.record.tenant,
@@ -219,6 +221,16 @@ fn essence(headers: &HeaderMap) -> &str {
         .and_then(|v| v.split(';').next())
         .map(str::trim)
         .unwrap_or_default()
+}
+
+/// Whether every key that is good opens this. Of other paths and methods a 401 may be all there is.
+fn tells_of_key(head: &request::Parts, route: Route, tunnel: bool) -> bool {
+    let lists = || head.method == Method::GET && head.uri.path().ends_with("/models");
+    match route.endpoint {
+        Endpoint::Models => lists(),
+        Endpoint::Realtime if tunnel => true,
+        _ => route.permit == TakesPermit::Yes,
+    }
 }
 
 fn priority(headers: &HeaderMap) -> Priority {

@@ -17,7 +17,7 @@ use crate::proxy::respond::Trouble;
 use crate::proxy::route::Route;
 use crate::proxy::usage::{Expected, Reading, Told};
 use crate::proxy::{Costs, Permit, Shared};
-use crate::telemetry::{Endpoint, Record};
+use crate::telemetry::Record;
 use crate::upstream::{Payload, Repeat};
 
 /// One request's record. It is told exactly once, when this is dropped: also when the client left in
@@ -26,8 +26,8 @@ pub(super) struct Exchange {
     pub(super) record: Record,
     /// What it was expected to cost, if it takes a permit.
     pub(super) expected: Option<Expected>,
-    /// Its client says which account it is for.
-    pub(super) names_account: bool,
+    /// A 401 would speak of the key, and of nothing that its client chose: an account, or a path that no key opens.
+    pub(super) blames_key: bool,
     /// Its answer, where that is read for what it cost.
     pub(super) reading: Option<Reading>,
     shared: Arc<Shared>,
@@ -40,13 +40,7 @@ pub(super) fn names_account(headers: &HeaderMap) -> bool {
 
 impl Exchange {
     pub(super) fn new(record: Record, shared: Arc<Shared>) -> Box<Self> {
-        Box::new(Self { record, expected: None, names_account: false, reading: None, shared })
-    }
-
-    /// A 401 speaks of the key, and of nothing that the client chose: an account, or a path that no key opens.
-    pub(super) fn blames_key(&self) -> bool {
-        let known = self.expected.is_some() || self.record.endpoint == Endpoint::Models;
-        known && !self.names_account
+        Box::new(Self { record, expected: None, blames_key: false, reading: None, shared })
     }
 
     /// A piece of the answer goes by: the prompt's tokens, as estimated, if it has the first token of a stream.

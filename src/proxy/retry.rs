@@ -213,7 +213,7 @@ impl Rules<'_> {
         if status == StatusCode::UNAUTHORIZED {
             // a client's own key is the client's to mend
             let ours = shared.is_ours(answer.group, answer.permit.place());
-            return (ours && answer.exchange.blames_key()).then_some(RetryCause::Key);
+            return (ours && answer.exchange.blames_key).then_some(RetryCause::Key);
         }
         let refused = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         ((self.twice || refused) && self.params.covers(status.as_u16())).then_some(RetryCause::Status)

@@ -171,9 +171,12 @@ impl Reading {
         let sample = tokens.or(none.then_some(0)).zip(record.dispatched).map(|(output, dispatched)| {
             let head = record.first_byte.unwrap_or(now);
             let last = if self.events { self.last } else { now };
+            let said =
+                scanned.usage.and_then(|usage| Some((usage.prompt?, usage.uncounted.unwrap_or_default())));
+            let (prompt, uncounted) = said.unwrap_or((expected.estimate.prompt, expected.estimate.uncounted));
             Sample {
-                prompt: scanned.usage.and_then(|usage| usage.prompt).unwrap_or(expected.estimate.prompt),
-                uncounted: scanned.usage.and_then(|usage| usage.uncounted).unwrap_or_default(),
+                prompt,
+                uncounted,
                 output: Tokens(output),
                 first: self.first.unwrap_or(head).since(dispatched),
                 last: last.since(dispatched),

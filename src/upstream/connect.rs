@@ -57,7 +57,7 @@ pub trait Dial: Send + Sync {
 }
 
 /// An idle connection is asked for a sign of life after this time, and then again after the next.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15));
+pub(super) const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15));
 /// For so long may bytes go unacknowledged (RFC 5482) before a connection counts as dead: without it a request on
 /// a connection whose other end has vanished waits a quarter of an hour for the system to give up.
 #[cfg(any(target_os = "linux", target_os = "android"))]

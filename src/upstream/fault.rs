@@ -150,6 +150,14 @@ impl Fault {
     }
 }
 
+/// The kernel gave up on it.
+pub(super) fn timed_out(error: &hyper::Error) -> bool {
+    let of_socket =
+        || std::error::Error::source(error)?.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let of_stream = || of_http2(error)?.get_io().map(std::io::Error::kind);
+    of_socket().or_else(of_stream) == Some(std::io::ErrorKind::TimedOut)
+}
+
 fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
     std::error::Error::source(error)?.downcast_ref()
 }

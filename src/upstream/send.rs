@@ -17,6 +17,8 @@ use crate::policy::units::MonoTime;
 use crate::telemetry::Connects;
 use crate::upstream::body::Progress;
 use crate::upstream::card::Lifetime;
+use crate::upstream::connect::KEEP_ALIVE;
+use crate::upstream::fault::timed_out;
 use crate::upstream::headers::join_cookies;
 use crate::upstream::keys::authorizations;
 use crate::upstream::pool::{Lease, Pool, Rules};
@@ -28,7 +30,8 @@ use crate::upstream::{
 const MAX_INTERIM: u8 = 8;
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// A pooled connection that was dead when it was taken shows within this time.
+/// A pooled connection that was dead when it was taken shows within this time, unless its peer vanished without a word:
+/// then the kernel gives up on what nobody acknowledges, before it asks whether the peer is alive.
 const FOUND_DEAD: Duration = Duration::from_secs(1);
 
 /// What happened on the way, for the log.
@@ -269,7 +272,10 @@ impl Upstream {
             };
             // what breaks later had been at work on it: another try is the gate's to allow
             let dead = |fault: &Fault| match fault {
-                Fault::Closed(_) => self.clock.now().since(trace.put_at) < FOUND_DEAD,
+                Fault::Closed(error) => {
+                    let within = if timed_out(error) { KEEP_ALIVE.0 } else { FOUND_DEAD };
+                    self.clock.now().since(trace.put_at) < within
+                }
                 Fault::Unsent(_) => true,
                 _ => false,
             };

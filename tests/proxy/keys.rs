@@ -96,8 +96,11 @@ async fn what_a_client_chose_makes_no_key_rest() {
         clients.push(proxy.chat(&[header]).await);
     }
     let mut nowhere = proxy.connect().await;
-    nowhere.send(request("POST", "/nowhere", &[JSON], b"{}")).await;
+    nowhere.send(request("POST", "/nowhere", &[JSON], br#"{"model":"tide-1"}"#)).await;
     clients.push(nowhere);
+    let mut deletes = proxy.connect().await;
+    deletes.send(request("DELETE", "/v1/models/mine", &[], b"")).await;
+    clients.push(deletes);
     for mut client in clients {
         upstream.next().await.answer(401, &[], b"not yours").await;
         assert_eq!(client.response().await.status(), 401);

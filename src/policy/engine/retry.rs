@@ -107,10 +107,14 @@ impl Engine {
         let of_key = outcome == Outcome::Refused || cause == RetryCause::Key;
         let has_another = || of_key && self.fleet.another_key(now, &want(&request), failed);
         let request = match asked(avoiding(now))? {
-            // should it be taken meanwhile, the one that failed is still not due
+            (request, Choice::Go(place))
+                if place.endpoint == failed.endpoint && of_key && place.key != failed.key =>
+            {
+                request
+            }
+            (request, _) if has_another() => request,
+            // should that one be taken meanwhile, the one that failed is still not due
             (_, Choice::Go(place)) if place.endpoint != failed.endpoint => avoiding(now + pause),
-            (request, Choice::Go(place)) if of_key && place.key != failed.key => request,
-            (request, Choice::Wait(_)) if has_another() => request,
             _ if cause == RetryCause::Key => return None,
             _ => asked(avoiding(now + pause))?.0,
         };
