@@ -146,11 +146,13 @@ impl Running {
         let working = Arc::new(tokio::sync::Semaphore::new(0));
         for (index, socket) in sockets.into_iter().enumerate() {
             let worker = worker::Worker::new(index, socket, config, &shared, working.clone());
-            running.spawn(&format!("worker-{index}"), move || worker.run())?;
+            running.spawn(&format!("worker-{index}"), Some(shared.last_stand()), move || worker.run())?;
         }
         let serving_admin = Admin::new(shared.telemetry.clone(), registry);
         let (paced, scaling) = (shared.clone(), config.scaling.clone());
-        running.spawn("predictor", move || pace::run(paced, scaling))?;
+        // without it the limit is what is configured, and a metric says so
+        running.spawn("predictor", None, move || pace::run(paced, scaling))?;
+        let last_stand = shared.last_stand();
         let control = control::Control {
             shared,
             admin: serving_admin,
@@ -159,7 +161,7 @@ impl Running {
             workers,
             working,
         };
-        running.spawn("control", move || control.run())?;
+        running.spawn("control", Some(last_stand), move || control.run())?;
         let upstreams: Vec<String> = config.upstreams.iter().map(|u| u.base_url.to_string()).collect();
         tracing::info!(%address, %admin, upstream = upstreams.join(" "), workers, "listening");
         Ok(running)
@@ -183,17 +185,29 @@ impl Running {
         self.stop.clone()
     }
 
-    /// Waits until it has ended and the access log is written.
-    pub fn join(mut self) {
+    /// Waits until it has ended and the access log is written. Says whether every thread came to its end.
+    pub fn join(mut self) -> bool {
+        let mut well = true;
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread ended by a panic");
+                well = false;
             }
         }
         self.telemetry.close();
+        well
     }
 
-    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+    fn spawn(
+        &mut self,
+        name: &str,
+        all: Option<LastStand>,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StartError> {
+        let body = move || {
+            let _all = all;
+            body();
+        };
         match std::thread::Builder::new().name(name.to_owned()).spawn(body) {
             Ok(thread) => {
                 self.threads.push(thread);
@@ -203,6 +217,21 @@ impl Running {
                 self.stop.now();
                 Err(StartError::Thread(error))
             }
+        }
+    }
+}
+
+/// Ends everything if its thread panics: what it did nobody else does, and who started the process can start it anew.
+struct LastStand {
+    stop: Stop,
+    force: CancellationToken,
+}
+
+impl Drop for LastStand {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.stop.now();
+            self.force.cancel();
         }
     }
 }
@@ -242,6 +271,10 @@ fn bind_all(address: SocketAddr, workers: usize) -> Result<(Vec<TcpListener>, So
 }
 
 impl Shared {
+    fn last_stand(&self) -> LastStand {
+        LastStand { stop: self.stop.clone(), force: self.force.clone() }
+    }
+
     /// The drain begins: nothing new is admitted, connections end after what they are doing.
     fn begin_drain(&self) {
         tracing::info!("draining");

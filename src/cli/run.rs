@@ -24,8 +24,7 @@ pub(super) fn run(settings: &Settings) -> ExitCode {
             if let Err(error) = signals::drain_on_signal(running.stop()) {
                 tracing::warn!(%error, "signals are not handled: the process ends without a drain");
             }
-            running.join();
-            ExitCode::SUCCESS
+            if running.join() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("tidegate: {error}");

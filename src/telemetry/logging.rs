@@ -9,6 +9,8 @@ use crate::telemetry::Params;
 /// Returns false when the process already has a log: the first one stays.
 pub fn init_logging(params: &Params, json: bool) -> bool {
     let filter = EnvFilter::try_new(&params.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // where standard error is gone there is nobody to tell, and telling it there would be a panic
+    let log = tracing_subscriber::fmt().log_internal_errors(false).with_writer(std::io::stderr);
+    let log = log.with_env_filter(filter);
     if json { log.json().flatten_event(true).try_init().is_ok() } else { log.try_init().is_ok() }
 }

@@ -176,9 +176,9 @@ impl Upstream {
     /// says whose connections to prefer. Dropping the future closes the connection, which is how a
     /// client that leaves cancels its request.
     ///
-    /// A reused connection that dies at once, before the first response byte, is replaced by a new one, once; over HTTP/2 by one
-    /// that all whom it failed share, and not where only its stream was reset. Because such a request may be sent
-    /// twice, only one that may be repeated is put on a reused connection at all (`may_reuse`).
+    /// A reused connection that was found dead, before the first response byte, is replaced by a new one, once; over
+    /// HTTP/2 by one that all whom it failed share, and not where only its stream was reset. Because such a request may
+    /// be sent twice, only one that may be repeated is put on a reused connection at all (`may_reuse`).
     ///
     /// # Errors
     /// [`Fault`], when there is no head that can be passed on.

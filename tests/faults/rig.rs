@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 /// How long something may take that takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections that nobody uses go soon, so that those left behind show.
 const QUICK: &str = "prewarm = false\nidle_timeout = \"1s\"\ndns_refresh = \"1s\"\n";
 /// What sites behind a name are called.
@@ -284,7 +284,7 @@ impl Drop for Process {
     }
 }
 
-fn field(line: &str, name: &str) -> Option<SocketAddr> {
+pub(crate) fn field(line: &str, name: &str) -> Option<SocketAddr> {
     let rest = &line[line.find(name)? + name.len()..];
     rest.split_whitespace().next()?.parse().ok()
 }

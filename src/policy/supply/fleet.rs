@@ -1,9 +1,9 @@
 //! The endpoints of one upstream group: which of them takes a request, and whether any can.
 //!
 //! A request goes to the first tier that has an endpoint for it. Within a tier the less loaded of two drawn at
-//! random takes it (Mitzenmacher 2001), load being in flight over what the endpoint takes, where both have a limit; a
-//! broken one that is due for its probe is tried first. [`Fleet::choose`] only looks; [`Fleet::start`] takes what was chosen. The engine asks
-//! it for every admission, and tells it how attempts end.
+//! random takes it (Mitzenmacher 2001), load being in flight over what the endpoint takes, where both have a limit;
+//! a broken one that is due for its probe is tried first. [`Fleet::choose`] only looks; [`Fleet::start`] takes what
+//! was chosen. The engine asks it for every admission, and tells it how attempts end.
 //!
 //! The limit of the group is the sum of what its endpoints were found to take (`concurrency`), and each key's rate is
 //! kept (`pace`): what has to wait for either waits in the queue, not at the upstream.

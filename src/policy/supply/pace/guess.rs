@@ -10,7 +10,8 @@
 //! In doubt it is the cap: lowering S by a tenth also lowers a rate, and as S falls the evidence comes. With fewer
 //! than two in flight it cannot be the cap.
 //!
-//! A rate found so is searched by AIMD, from the second refusal within a minute on:
+//! A rate found so is searched by AIMD, from the second refusal within a minute on, and not where nothing was accepted
+//! between the two:
 //! ```text
 //! cut     × (1 − 2 · share refused of the last 64 answers), within [0.7, 0.98]
 //! growth  1 % a second, and 1 % more for each half minute that nothing was refused
@@ -128,9 +129,10 @@ impl Guess {
         self.unrelated.accepted();
     }
 
-    /// One was refused. Says whether that has nothing to do with the rate, as far as is known.
-    pub(super) fn refused(&mut self, now: MonoTime) -> bool {
-        self.unrelated.refused(now);
+    /// One was refused; `hinted`: until a time that was named. Says whether that has nothing to do with the rate, as far
+    /// as is known.
+    pub(super) fn refused(&mut self, now: MonoTime, hinted: bool) -> bool {
+        self.unrelated.refused(now, hinted);
         self.unrelated.is_so()
     }
 
@@ -155,9 +157,14 @@ impl Guess {
         if sent < self.cut {
             return false;
         }
+        // a try that failed after a stop says that the stop was too short, and nothing of a rate
+        let accepted = self.unrelated.anything_accepted();
         if self.unrelated.blames(now) {
             self.limit = None;
             return true;
+        }
+        if !accepted && self.last.is_some() {
+            return false;
         }
         let again = self.last.is_some_and(|last| now.since(last).as_secs_f64() < AGAIN);
         self.last = Some(now);
@@ -203,7 +210,7 @@ mod tests {
                 accepted += 1;
                 continue;
             }
-            if guess.refused(now) {
+            if guess.refused(now, false) {
                 cleared = cleared.or(Some(at));
             } else if guess.is_rate(now, 0) && !guess.cut(now, now) {
                 stopped = tick + per_second;

@@ -595,6 +595,34 @@ mod tests {
     }
 
     /// `n` are sent one after the other, and answered; says the next ticket.
+    #[test]
+    fn a_stop_that_the_upstream_asked_for_leaves_no_rate_behind() {
+        // 75 a second, one in 89 is refused without a word, and for two seconds of each hundred all are, for a second
+        let mut p = Pacer::new(&PaceParams::default(), MonoTime::ZERO);
+        let (mut slowest, mut held) = (f64::INFINITY, 0);
+        for n in 0..75 * 600 {
+            let now = MonoTime::from_nanos(1_000_000_000 / 75 * n);
+            let stops = (50.0..52.0).contains(&(now.as_nanos() as f64 / 1e9 % 100.0));
+            if p.ready(now, Tokens(1)) != Pace::Now {
+                held += 1;
+                continue;
+            }
+            p.charge(now, Ticket(n), Tokens(1));
+            let later = now + ms(10);
+            if stops {
+                p.refused(later, Ticket(n), &retry(later + Duration::from_secs(1)));
+            } else if n % 89 == 88 {
+                p.refused(later, Ticket(n), &RateLimits::default());
+            } else {
+                p.answered(later, Ticket(n));
+                p.settle(later, Ticket(n), None);
+            }
+            slowest = slowest.min(p.status(now).searched.unwrap_or(f64::INFINITY));
+        }
+        assert_eq!(slowest, f64::INFINITY, "a rate was searched for");
+        assert!(held < 6 * 75 * 4, "{held} were held up by six stops of two seconds");
+    }
+
     fn served(p: &mut Pacer, n: u64) -> u64 {
         for ticket in 0..n {
             p.charge(T, Ticket(ticket), Tokens(1));

@@ -55,6 +55,8 @@ pub(super) struct Unrelated {
     /// Share refused of the last answers, and how many were seen.
     share: f64,
     seen: u32,
+    /// Of it: refusals that named no time.
+    bare: f64,
     /// The share above which it was the rate after all; `None` while the rate is what is blamed.
     until: Option<f64>,
     last: MonoTime,
@@ -62,25 +64,41 @@ pub(super) struct Unrelated {
 
 impl Unrelated {
     pub(super) const fn new(now: MonoTime) -> Self {
-        Self { cycles: Vec::new(), accepted: 0.0, began: now, share: 0.0, seen: 0, until: None, last: now }
+        Self {
+            cycles: Vec::new(),
+            accepted: 0.0,
+            began: now,
+            share: 0.0,
+            seen: 0,
+            bare: 0.0,
+            until: None,
+            last: now,
+        }
     }
 
     pub(super) fn accepted(&mut self) {
         self.accepted += 1.0;
         self.seen = self.seen.saturating_add(1);
         self.share -= RECENT * self.share;
+        self.bare -= RECENT * self.bare;
     }
 
-    /// One was refused.
-    pub(super) fn refused(&mut self, now: MonoTime) {
+    /// One was refused; `hinted`: until a time that was named.
+    pub(super) fn refused(&mut self, now: MonoTime, hinted: bool) {
         self.share += RECENT * (1.0 - self.share);
+        self.bare += RECENT * (f64::from(u8::from(!hinted)) - self.bare);
         if now.since(self.last).as_secs_f64() > QUIET {
-            *self = Self { share: self.share, seen: self.seen, ..Self::new(now) };
+            *self = self.anew(now);
         }
         self.last = now;
         if self.until.is_some_and(|most| self.share > most) {
-            *self = Self { share: self.share, seen: self.seen, last: now, ..Self::new(now) };
+            *self = self.anew(now);
         }
+    }
+
+    /// What is known of shares stays.
+    fn anew(&self, now: MonoTime) -> Self {
+        Self { share: self.share, seen: self.seen, bare: self.bare, ..Self::new(now) }
     }
 
     /// Share of the last answers that was refused, at a refusal: half of that one is the next cycle's.
@@ -88,9 +106,14 @@ impl Unrelated {
         self.share - RECENT / 2.0
     }
 
-    /// Of many answers this refusal is one of hardly any.
+    /// Of many answers this refusal, which named no time, is one of hardly any. Those that did have explained themselves.
     pub(super) fn is_rare(&self) -> bool {
-        self.seen >= ENOUGH && self.share() <= RARE
+        self.seen >= ENOUGH && self.bare - RECENT / 2.0 <= RARE
+    }
+
+    /// Something was accepted since the last refusal that was blamed on the rate.
+    pub(super) const fn anything_accepted(&self) -> bool {
+        self.accepted > 0.0
     }
 
     /// Refusals have nothing to do with the rate.

@@ -11,8 +11,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const HINTED: Duration = Duration::from_millis(100);
 /// Longest wait that refusals in a row lead to by themselves.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The longest that nothing is tried, whatever the refusal says: resets may be wrong by hours, and some answer `Retry-After:
-/// 86400` to who is over a limit per minute.
+/// The longest that nothing is tried, whatever the refusal says: resets may be wrong by hours, and some answer
+/// `Retry-After: 86400` to who is over a limit per minute.
 const LONGEST_STOP: Duration = Duration::from_secs(600);
 
 impl Pacer {
@@ -54,7 +54,7 @@ impl Pacer {
         {
             return Refusal429::Rate { until };
         }
-        if self.guess.refused(now) {
+        if self.guess.refused(now, hinted.is_some()) {
             return Refusal429::Unrelated { news: false };
         }
         let known = !said && (self.requests.is_empty(now, 1.0) || self.tokens.is_empty(now, flight.cost));
