@@ -4,8 +4,10 @@
 //! or a shedder that draws lots refuse at any level, and no limit would help. So of the last answers it is kept at
 //! what level each request left (those in flight, itself included), and whether it was refused. A refusal at level n
 //! shows no cap if
-//! - it is one of two at most, of the last 64 and of all that left at n or above: a cap refuses again; or
-//! - of all that left at n or above at most one in twenty was refused: those above a cap are refused nearly always; or
+//! - it is one of two at most of all that left at n or above, and of the last 64 two at most were refused, or most that left
+//!   at as many as the last three did were taken: a cap refuses again, and not at any level; or
+//! - of all that left at n or above at most one in twenty was refused, or no more than chance makes of the share below
+//!   n: those above a cap are refused nearly always; or
 //! - since the oldest refusal still known ten were taken half as far again above n, and at most 3 in 10 refused there.
 //!
 //! That share is then what this upstream refuses at any level, and nothing shows a cap until it is two and a half times
@@ -30,6 +32,13 @@ const ANYHOW: f64 = 0.3;
 const FAR_MORE: f64 = 2.5;
 /// Answers that tell a share.
 const ENOUGH: usize = 20;
+/// Below a level so many refused of so many are assumed beside those that are known.
+const A_LITTLE: f64 = 0.1;
+const DOUBT: f64 = 50.0;
+/// What is refused there is not for what lies at a level.
+const WELL_ABOVE: f64 = 1.25;
+/// Chance is not blamed for more than its mean and so many standard deviations (of a Poisson variable).
+const SIGMAS: f64 = 4.0;
 /// Answers as many as which a known share counts for, where few are known at a level.
 const PRIOR: f64 = 40.0;
 /// A share that was not seen for so long is forgotten.
@@ -94,9 +103,10 @@ impl Levels {
         self.last = now;
         self.push(level, true);
         let at = count(self.answers.iter(), f64::from(level));
-        let found = if self.tolerated(at) {
+        let (few, again) = (at.1 <= FEW, self.again());
+        let found = if self.tolerated(at, f64::from(level)) && !(few && again) {
             self.anyhow.or_else(|| (at.0 >= ENOUGH).then(|| share(at)))
-        } else if at.1 <= FEW && self.answers.iter().rev().take(RECENT).filter(|a| a.refused).count() <= FEW {
+        } else if few && !again {
             return Shows::Doubt;
         } else {
             if at.1 > FEW && share(at) > ANYHOW {
@@ -114,13 +124,26 @@ impl Levels {
         if news { Shows::News } else { Shows::Nothing }
     }
 
+    /// More than a few were refused of late, and of all that left at the least of their levels or above as many as a cap
+    /// refuses. Where it is chance, most were taken there.
+    fn again(&self) -> bool {
+        let late = self.answers.iter().rev().take(RECENT);
+        let refused: Vec<u32> = late.filter(|a| a.refused).take(FEW + 1).map(|a| a.level).collect();
+        let least = refused.iter().min().filter(|_| refused.len() > FEW);
+        least.is_some_and(|least| share(count(self.answers.iter(), f64::from(*least))) > ANYHOW)
+    }
+
     /// So many refused are no more than usual.
-    fn tolerated(&self, (all, refused): (usize, usize)) -> bool {
+    fn tolerated(&self, (all, refused): (usize, usize), level: f64) -> bool {
         let (all, refused) = (all as f64, refused as f64);
-        match self.anyhow {
-            None => refused <= RARE * all,
-            Some(usual) => refused + PRIOR * usual <= (FAR_MORE * usual).max(RARE) * (all + PRIOR),
-        }
+        let well_below = self.answers.iter().filter(|a| WELL_ABOVE * f64::from(a.level) <= level);
+        let (below, of_below) = count(well_below, 0.0);
+        let chance = all * (of_below as f64 + A_LITTLE) / (below as f64 + DOUBT);
+        (refused > FEW as f64 && refused <= chance + SIGMAS * chance.sqrt() + 1.0)
+            || match self.anyhow {
+                None => refused <= RARE * all,
+                Some(usual) => refused + PRIOR * usual <= (FAR_MORE * usual).max(RARE) * (all + PRIOR),
+            }
     }
 }
 
@@ -142,6 +165,23 @@ mod tests {
         (0..1000).for_each(|n| levels.taken(40 + n % 11));
         // two may be chance
         assert_eq!([51; 3].map(|n| levels.refused(T, n)), [Shows::Doubt, Shows::Doubt, Shows::Cap]);
+    }
+
+    #[test]
+    fn chance_at_the_highest_level_so_far_is_no_cap() {
+        // one in 60 is refused, and each hundred seconds all go here for two: the few that are highest are refused as often
+        let (mut caps, mut lot) = (0, 1_u64);
+        let mut levels = Levels::default();
+        for n in 0..200_000_u32 {
+            lot = lot.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let level = if n % 7500 < 300 { 25 + n % 13 } else { 5 + n.wrapping_mul(2_654_435_761) % 15 };
+            if (lot >> 33).is_multiple_of(60) {
+                caps += u32::from(levels.refused(T, level) == Shows::Cap);
+            } else {
+                levels.taken(level);
+            }
+        }
+        assert!(caps <= 5, "{caps} of some 3,300");
     }
 
     #[test]
