@@ -17,7 +17,7 @@ use tower::Service;
 use crate::policy::engine::{Arrival, Kind};
 use crate::policy::units::Priority;
 use crate::policy::usage::{Ask, LONGEST_NAME};
-use crate::proxy::exchange::{Authed, Classified, Failure, Model, names_account};
+use crate::proxy::exchange::{Authed, Classified, Failure, Model};
 use crate::proxy::respond::Trouble;
 use crate::proxy::route::{Route, TakesPermit, decoded};
 use crate::proxy::scan::{self, scan};
@@ -221,6 +221,11 @@ fn essence(headers: &HeaderMap) -> &str {
         .and_then(|v| v.split(';').next())
         .map(str::trim)
         .unwrap_or_default()
+}
+
+/// Whether a client says which account a request is for: OpenAI answers 401 to a good key that is not that account's.
+fn names_account(headers: &HeaderMap) -> bool {
+    headers.contains_key("openai-organization") || headers.contains_key("openai-project")
 }
 
 /// Whether every key that is good opens this. Of other paths and methods a 401 may be all there is.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use hyper::HeaderMap;
 use hyper::body::Incoming;
 use hyper::http::request;
 use hyper::upgrade::OnUpgrade;
@@ -33,11 +32,6 @@ pub(super) struct Exchange {
     shared: Arc<Shared>,
 }
 
-/// Whether a client says which account a request is for: OpenAI answers 401 to a good key that is not that account's.
-pub(super) fn names_account(headers: &HeaderMap) -> bool {
-    headers.contains_key("openai-organization") || headers.contains_key("openai-project")
-}
-
 impl Exchange {
     pub(super) fn new(record: Record, shared: Arc<Shared>) -> Box<Self> {
         Box::new(Self { record, expected: None, blames_key: false, reading: None, shared })
@@ -47,6 +41,11 @@ impl Exchange {
     pub(super) fn piece(&mut self, piece: &[u8], now: MonoTime) -> Option<Tokens> {
         let first = self.reading.as_mut()?.piece(piece, now);
         self.expected.filter(|_| first).map(|expected| expected.prompt())
+    }
+
+    /// The answer said that it is over, and all of that went to the client.
+    pub(super) fn told_all(&self) -> bool {
+        self.reading.as_ref().is_some_and(Reading::told_all)
     }
 
     /// The answer has gone by, as far as it came: tells the record, and what is kept of costs.

@@ -22,7 +22,7 @@ use tower::Service;
 use crate::policy::engine::Arrival;
 use crate::policy::units::Outcome;
 use crate::proxy::breaker::{of_fault, of_status, tell_lost};
-use crate::proxy::exchange::{Classified, Failure, names_account};
+use crate::proxy::exchange::{Classified, Failure};
 use crate::proxy::respond::Trouble;
 use crate::proxy::{Body, Group, Permit, Shared};
 use crate::telemetry::Ended;
@@ -86,7 +86,7 @@ async fn all(shared: Arc<Shared>, request: Classified) -> Result<Response<Body>,
         headers.remove(name);
     }
     let asked = (0..shared.parts.routes.groups().len()).map(|number| {
-        let listing = list_of(&shared, number, arrival, &headers, &head.uri);
+        let listing = list_of(&shared, number, arrival, &headers, &head.uri, exchange.blames_key);
         async { tokio::time::timeout(PATIENCE, listing).await.unwrap_or_else(|_| Err("too slow".into())) }
     });
     let answers = join_all(asked).await;
@@ -129,6 +129,7 @@ async fn list_of(
     arrival: Arrival,
     headers: &HeaderMap,
     uri: &Uri,
+    blames_key: bool,
 ) -> Result<BTreeMap<String, Value>, String> {
     let routes = &shared.parts.routes;
     let group: &Group = routes.groups().get(number).ok_or("there is no such group")?;
@@ -143,7 +144,7 @@ async fn list_of(
     if let Some(key) = upstream.authorization(place.key) {
         set_key(request.headers_mut(), key);
     }
-    let listed = ask(shared.parts.worker, upstream, request, permit).await?;
+    let listed = ask(shared.parts.worker, upstream, request, permit, blames_key).await?;
     let leads_here = |name: &str| routes.group_of(Some(name)) == Some(number);
     let mut models = BTreeMap::new();
     for model in listed {
@@ -168,10 +169,10 @@ async fn ask(
     upstream: &Upstream,
     request: Request<()>,
     permit: Permit,
+    blames_key: bool,
 ) -> Result<Vec<Map<String, Value>>, String> {
     let patience = upstream.params().first_byte_timeout.min(PATIENCE);
     let (head, ()) = request.into_parts();
-    let blames_key = !names_account(&head.headers);
     let mut trace = Trace::default();
     let sending = upstream.send(worker, head, Payload::Empty, patience, Repeat::Always, &mut trace);
     let response = match sending.await {

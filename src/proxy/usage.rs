@@ -138,6 +138,11 @@ impl Reading {
         seen.first
     }
 
+    /// The answer said that it is over; its body's end may still be on the way.
+    pub(super) fn told_all(&self) -> bool {
+        self.scan.as_ref().is_ok_and(|scan| scan.finish().finished)
+    }
+
     /// The body is over, `whole` or not: tells the record, and the group if there is something to learn.
     pub(super) fn tell(
         &self,

@@ -152,3 +152,24 @@ async fn a_body_counts_for_as_long_as_it_is_held() {
     upstream.next().await.answer(200, &[], b"ok").await;
     assert_eq!(client.response().await.status(), 200);
 }
+
+#[tokio::test]
+async fn who_closes_at_the_last_event_had_all_of_it() {
+    for policy in ["cancel", "drain"] {
+        let mut upstream = Upstream::start().await;
+        let proxy = Setup::permits(1).set("upstream.0.on_disconnect", policy).before(upstream.address);
+        let mut client = proxy.chat(&[]).await;
+        let mut call = upstream.next().await;
+        let events = "data: {\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        call.wire.send(format!("{head}{:x}\r\n{events}\r\n", events.len())).await;
+        client.head().await;
+        assert_eq!(client.chunk().await, events.as_bytes());
+        // the body's end is still on its way
+        drop(client);
+        proxy.until("tidegate_requests_total", "outcome=\"success\"", |n| n == 1.0).await;
+        assert_eq!(proxy.metric("tidegate_tokens_total", "kind=\"output\"").await, 2.0);
+        assert_eq!(proxy.metric("tidegate_requests_total", "outcome=\"cancelled\"").await, 0.0);
+        proxy.in_flight(0).await;
+    }
+}

@@ -2,6 +2,11 @@
 
 use super::*;
 
+fn of_stream(tokens: u64, first: Duration, last: Duration) -> Sample {
+    let (prompt, output) = (Tokens(100), Tokens(tokens));
+    Sample { prompt, output, first, last, stream: true, ..Sample::default() }
+}
+
 mod refused;
 
 /// A server under a backlog: `s` in flight all the time, answers of 20 to 400 tokens.
@@ -60,14 +65,7 @@ impl Server {
             for (_, _, sent, first, tokens) in self.jobs.extract_if(.., |job| job.1 <= 0.0) {
                 let first = first.unwrap_or(end).since(sent);
                 let last = end.since(sent);
-                let sample = Sample {
-                    prompt: Tokens(100),
-                    output: Tokens(tokens),
-                    first,
-                    last,
-                    stream: true,
-                    ..Sample::default()
-                };
+                let sample = of_stream(tokens, first, last);
                 law.sample(end, &sample, in_flight);
             }
         }
@@ -148,14 +146,7 @@ fn lengths_are_no_load() {
         let (now, tokens) = (MonoTime::from_secs(at), if at < 50 { 20 } else { 1000 });
         let (first, last) = (Duration::from_millis(100), Duration::from_millis(100 + 20 * tokens));
         for _ in 0..8 {
-            let sample = Sample {
-                prompt: Tokens(100),
-                output: Tokens(tokens),
-                first,
-                last,
-                stream: true,
-                ..Sample::default()
-            };
+            let sample = of_stream(tokens, first, last);
             law.head(now, Tokens(100), first, 60);
             law.sample(now, &sample, 60);
         }
