@@ -72,6 +72,11 @@ impl Experts {
         self.ets.learn(learnt);
     }
 
+    /// Those that follow the last minutes begin anew; a pattern and the largest count stay.
+    pub(super) fn afresh(&mut self) {
+        *self = Self { largest: self.largest, seasons: self.seasons, ..Self::new() };
+    }
+
     /// The most that can be asked of the next minutes, requests per minute: nothing that has been seen supports
     /// more. Every expert is held to it before it is blended or judged: one that runs away would spoil the
     /// blend's record and the calibrators' residuals for hours.

@@ -47,6 +47,11 @@ impl Outlook {
         }
     }
 
+    /// Trusts all experts alike again.
+    pub(super) fn afresh(&mut self) {
+        self.hedge = Hedge::default();
+    }
+
     /// Looks ahead; `None` before anything was seen. `most` is what no expert may exceed.
     pub(super) fn look(&mut self, mood: Mood, said: Option<Said>, most: f64) {
         let spoken = said.map(|said| {

@@ -33,11 +33,6 @@ impl<const N: usize> Rls<N> {
         p
     }
 
-    /// Trusts what was learnt less: the next outcomes weigh as the first ones did.
-    fn doubt(&mut self) {
-        self.covariance = Self::diagonal(self.start);
-    }
-
     fn predict(&self, x: &[f64; N]) -> f64 {
         self.weights.iter().zip(x).map(|(w, x)| w * x).sum()
     }
@@ -76,8 +71,6 @@ impl<const N: usize> Rls<N> {
     }
 }
 
-/// After a gap of so many minutes the regressions learn afresh.
-const DOUBT: usize = 60;
 const LAGS: usize = 6;
 const MEANS: [usize; 3] = [5, 15, 60];
 const AR: usize = LAGS + MEANS.len() + 1;
@@ -94,8 +87,6 @@ pub(super) struct Regressions {
     /// Slow level of √counts, the origin of AR's inputs.
     level: f64,
     seen: usize,
-    /// Minutes since the last that was watched.
-    gap: usize,
     horizons: [Pair; 2],
 }
 
@@ -124,7 +115,6 @@ impl Regressions {
             watched: VecDeque::new(),
             level: 0.0,
             seen: 0,
-            gap: 0,
             horizons: horizons.map(Pair::new),
         }
     }
@@ -137,16 +127,6 @@ impl Regressions {
         let z = y.map_or_else(|| self.unwatched(), |y| y.max(0.0).sqrt());
         if y.is_some() {
             push(&mut self.watched, z);
-            self.gap = 0;
-        } else {
-            self.gap += 1;
-        }
-        if self.gap == DOUBT {
-            // an explosive fit would else take hours to unlearn
-            self.horizons.iter_mut().for_each(|pair| {
-                pair.ar.doubt();
-                pair.arima.doubt();
-            });
         }
         for pair in &mut self.horizons {
             if pair.waiting.len() >= pair.ahead

@@ -42,7 +42,14 @@ impl Season {
 
     /// Seeks the period anew.
     pub(super) fn refit(&mut self, minutes: &Minutes) {
-        self.period = if self.long { long_period(minutes) } else { short_period(minutes) };
+        if self.long {
+            self.period = long_period(minutes);
+            return;
+        }
+        let recent = minutes.since_gap(RECENT);
+        // too little has passed since a long gap to disprove what was known
+        let known = self.period.filter(|period| recent.len() < (PERIODS + 1) * period);
+        self.period = known.or_else(|| short_period(&recent));
     }
 
     /// Requests in the minute `ahead` minutes after the last; `None` where no pattern is known.
@@ -79,8 +86,8 @@ fn mean(minutes: &Minutes, ago: usize, width: usize) -> Option<f64> {
     (2 * n > width).then(|| sum / n as f64)
 }
 
-fn short_period(minutes: &Minutes) -> Option<usize> {
-    let mut z = roots(&minutes.last(RECENT));
+fn short_period(recent: &[f64]) -> Option<usize> {
+    let mut z = roots(recent);
     let n = z.len();
     // only what stands out of the level around it can repeat within minutes
     let width = SHORT / 2;
@@ -168,6 +175,28 @@ mod tests {
         // the last minute was 739, the next, 740 = 20 · 37, bursts
         assert!(s.forecast(&m, 1).is_some_and(|f| (150.0..260.0).contains(&f)), "{:?}", s.forecast(&m, 1));
         assert!(s.forecast(&m, 5).is_some_and(|f| (12.0..30.0).contains(&f)), "{:?}", s.forecast(&m, 5));
+    }
+
+    #[test]
+    fn a_short_pattern_outlives_a_gap_until_it_is_disproved() {
+        let rate = |i: usize| if i.is_multiple_of(37) { 200.0 } else { 20.0 + noise(i) };
+        let gap = 37 * 20..37 * 20 + 100;
+        let mut m = minutes(gap.start, |i| Some(rate(i)));
+        let mut s = Season::short();
+        s.refit(&m);
+        gap.clone().for_each(|_| m.push(None));
+        s.refit(&m);
+        assert_eq!(s.period, Some(37), "in the gap");
+        for i in gap.end..gap.end + 60 {
+            m.push(Some(20.0 + noise(i)));
+        }
+        s.refit(&m);
+        assert_eq!(s.period, Some(37), "an hour is less than four periods");
+        for i in gap.end + 60..gap.end + 600 {
+            m.push(Some(20.0 + noise(i)));
+        }
+        s.refit(&m);
+        assert_ne!(s.period, Some(37));
     }
 
     #[test]
