@@ -89,6 +89,7 @@ impl Forecaster {
     pub fn close(&mut self, count: Option<f64>) {
         let y = count.filter(|c| c.is_finite()).map(|c| c.clamp(0.0, MOST));
         let known = self.outlooks[0].said().is_some();
+        // what was said in a long gap is judged by nobody: no expert could know
         let back = y.is_some() && self.gap >= minutes::LONG_GAP;
         self.gap = if y.is_some() { 0 } else { self.gap + 1 };
         let learnt = match y {
@@ -102,11 +103,11 @@ impl Forecaster {
                 None
             }
         };
-        self.outlooks.iter_mut().for_each(|outlook| outlook.judge(y));
         if back {
             self.experts.afresh();
             self.outlooks.iter_mut().for_each(Outlook::afresh);
         }
+        self.outlooks.iter_mut().for_each(|outlook| outlook.judge(y));
         self.minutes.push(y);
         self.learnt.push(learnt.map(|(_, learnt)| learnt));
         self.experts.learn(learnt);

@@ -47,9 +47,10 @@ impl Outlook {
         }
     }
 
-    /// Trusts all experts alike again.
+    /// Trusts all experts alike again, and forgets what they have said of the minutes to come.
     pub(super) fn afresh(&mut self) {
         self.hedge = Hedge::default();
+        self.waiting.iter_mut().for_each(|spoken| *spoken = None);
     }
 
     /// Looks ahead; `None` before anything was seen. `most` is what no expert may exceed.
