@@ -303,8 +303,13 @@ mod tests {
                 strays += usize::from(i >= back && !(0.5..2.0).contains(&(said.mean / level)));
             }
         }
-        // after a short gap the blend may still believe, after a minute that surprises, what surprises led to before
-        if strays <= 3 { Ok(()) } else { Err(format!("{strays} forecasts of 60 are far from {level}")) }
+        // in a short gap the experts keep their records, of traffic that may have flipped between 1 and 4,000
+        let may_stray = if gap < minutes::LONG_GAP { 30 } else { 3 };
+        if strays <= may_stray {
+            Ok(())
+        } else {
+            Err(format!("{strays} forecasts of 60 are far from {level}"))
+        }
     }
 
     #[test]
