@@ -105,9 +105,10 @@ impl Experts {
         said.map(|word| word.min(self.most()).max(0.0))
     }
 
-    pub(super) fn refit(&mut self, minutes: &Minutes, day: &[f64]) {
+    /// Fits to the last `whole` minutes anew; `day`: what was learnt of them, at most of a day.
+    pub(super) fn refit(&mut self, minutes: &Minutes, whole: usize, day: &[f64]) {
         self.ets.refit(day);
-        self.seasons.iter_mut().for_each(|season| season.refit(minutes));
+        self.seasons.iter_mut().for_each(|season| season.refit(minutes, whole));
     }
 }
 

@@ -40,14 +40,14 @@ impl Season {
         Self { period: None, long: true }
     }
 
-    /// Seeks the period anew.
-    pub(super) fn refit(&mut self, minutes: &Minutes) {
+    /// Seeks the period anew, a short one in the last `whole` minutes, which no step that nobody saw divides.
+    pub(super) fn refit(&mut self, minutes: &Minutes, whole: usize) {
         if self.long {
             self.period = long_period(minutes);
             return;
         }
-        let recent = minutes.since_gap(RECENT);
-        // too little has passed since a long gap to disprove what was known
+        let recent = minutes.last(RECENT.min(whole));
+        // too little has passed since then to disprove what was known
         let known = self.period.filter(|period| recent.len() < (PERIODS + 1) * period);
         self.period = known.or_else(|| short_period(&recent));
     }
@@ -170,7 +170,7 @@ mod tests {
         let m = minutes(37 * 20, |i| Some(rate(i)));
         let mut s = Season::short();
         assert_eq!(s.forecast(&m, 1), None, "nothing is assumed");
-        s.refit(&m);
+        s.refit(&m, usize::MAX);
         assert_eq!(s.period, Some(37));
         // the last minute was 739, the next, 740 = 20 · 37, bursts
         assert!(s.forecast(&m, 1).is_some_and(|f| (150.0..260.0).contains(&f)), "{:?}", s.forecast(&m, 1));
@@ -178,24 +178,15 @@ mod tests {
     }
 
     #[test]
-    fn a_short_pattern_outlives_a_gap_until_it_is_disproved() {
+    fn a_short_pattern_is_kept_until_it_is_disproved() {
         let rate = |i: usize| if i.is_multiple_of(37) { 200.0 } else { 20.0 + noise(i) };
-        let gap = 37 * 20..37 * 20 + 100;
-        let mut m = minutes(gap.start, |i| Some(rate(i)));
+        let mut m = minutes(37 * 20, |i| Some(rate(i)));
         let mut s = Season::short();
-        s.refit(&m);
-        gap.clone().for_each(|_| m.push(None));
-        s.refit(&m);
-        assert_eq!(s.period, Some(37), "in the gap");
-        for i in gap.end..gap.end + 60 {
-            m.push(Some(20.0 + noise(i)));
-        }
-        s.refit(&m);
+        s.refit(&m, 37 * 20);
+        (0..600).for_each(|i| m.push(Some(20.0 + noise(i))));
+        s.refit(&m, 60);
         assert_eq!(s.period, Some(37), "an hour is less than four periods");
-        for i in gap.end + 60..gap.end + 600 {
-            m.push(Some(20.0 + noise(i)));
-        }
-        s.refit(&m);
+        s.refit(&m, 600);
         assert_ne!(s.period, Some(37));
     }
 
@@ -205,7 +196,7 @@ mod tests {
         let rate = |i: usize| wave(i) + noise(i) + if i % 1440 == 180 { 900.0 } else { 0.0 };
         let m = minutes(1440 * 5 + 180, |i| (i % 331 != 0).then(|| rate(i)));
         let mut s = Season::long();
-        s.refit(&m);
+        s.refit(&m, usize::MAX);
         assert!(s.period.is_some_and(|p| p.abs_diff(1440) <= 2), "{:?}", s.period);
     }
 
@@ -219,7 +210,7 @@ mod tests {
             minutes(3000, |i| Some(50.0 + ((i * i * 7919) % 104_729 % 11) as f64)),
         ] {
             for mut s in [Season::short(), Season::long()] {
-                s.refit(&m);
+                s.refit(&m, usize::MAX);
                 assert_eq!(s.period, None);
                 assert_eq!(s.forecast(&m, 1), None);
             }
