@@ -7,10 +7,11 @@
 //! - refusals: 429 that no rate limit explains, 503, 529, timeouts. Where it is the higher levels that are refused, S
 //!   goes under what was in flight, and comes back to it ever more rarely.
 //!
-//! It grows only when it was reached, and only when responses made near it have been seen, if they tell anything: ×1.5 before the first
-//! congestion, then + max(1, √S / 2) per second. Where the knee is merely the least n seen, because the load never was
-//! lower, S is lowered for some seconds to look below it. Whole-response latency decides nothing where tokens are known:
-//! LLM answers differ a hundredfold in length under no load at all.
+//! It grows only when it was reached, and only when responses made near it have been seen, if they tell anything: ×1.5
+//! before the first congestion, then + max(1, √S / 2) per second. `look` moves it on purpose for some seconds: lower
+//! where the knee is merely the least n seen, higher where first tokens are late and it is not known whether they wait.
+//! Whole-response latency decides nothing where tokens are known: LLM answers differ a hundredfold in length under no
+//! load at all.
 //!
 //! Without it a limit must be configured per server, and is wrong after the first restart with another size. The
 //! fleet asks it for [`Concurrency::limit`]; `docs/decisions.md` says where it departs from the first design and why.
@@ -23,6 +24,7 @@ use crate::policy::units::{MonoTime, Sample, Tokens};
 mod curve;
 mod levels;
 mod load;
+mod look;
 mod pace;
 mod refusals;
 mod report;
@@ -31,18 +33,12 @@ mod wait;
 
 use curve::{Curve, Knee};
 use load::Load;
+use look::{Look, Trial};
 use pace::{Kind, Pace};
 use refusals::Refusals;
 pub use report::{Cause, Change, Inputs, Learning, Status};
 use server::Server;
 use wait::{Inside, Wait};
-
-/// S is lowered to look below.
-#[derive(Clone, Copy, Debug)]
-struct Look {
-    from: f64,
-    until: MonoTime,
-}
 
 /// The law.
 #[derive(Clone, Debug)]
@@ -60,6 +56,7 @@ pub struct Concurrency {
     heads_told: bool,
     look: Option<Look>,
     next_look: MonoTime,
+    trial: Trial,
     refusals: Refusals,
     server: Server,
     cause: Option<Cause>,
@@ -77,9 +74,7 @@ const SLOW_START: f64 = 1.5;
 const SLACK: f64 = 1.05;
 /// A shrink leaves at least this share of what was.
 const LEAST_LEFT: f64 = 0.35;
-const LOOK: f64 = 0.7;
-const LOOK_FOR: Duration = Duration::from_secs(20);
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+
 impl Concurrency {
     /// Nothing seen yet. `max` bounds whatever is learnt.
     #[must_use]
@@ -103,6 +98,7 @@ impl Concurrency {
             heads_told: false,
             look: None,
             next_look: MonoTime::ZERO,
+            trial: Trial::default(),
             refusals: Refusals::default(),
             server: Server::default(),
             cause: None,
@@ -188,8 +184,9 @@ impl Concurrency {
         }
         let Some(to) = self.refusals.refused(now, self.s, level) else { return false };
         self.look = None;
+        self.trial.end();
         self.slow_start = false;
-        self.shrink(to, Cause::Refused);
+        self.shrink(now, to, Cause::Refused);
         true
     }
 
@@ -229,15 +226,17 @@ impl Concurrency {
         }
         if let Some(to) = self.server.read(now, load, self.load.in_flight(), self.s) {
             self.slow_start = false;
-            self.shrink(to.max(LEAST_LEFT * self.s), Cause::ServerSaid);
+            self.trial.end();
+            self.shrink(now, to.max(LEAST_LEFT * self.s), Cause::ServerSaid);
         }
     }
 
     /// The endpoint was away and came back, perhaps as another: what was learnt is forgotten, the limit is not.
     pub fn reset(&mut self, now: MonoTime) {
-        if let Some(look) = self.look.take() {
-            self.s = look.from;
+        if let Some(from) = self.look.take().map(|look| look.from).or(self.trial.from()) {
+            self.s = from;
         }
+        self.trial = Trial::default();
         self.curves = Default::default();
         (self.wait, self.refusals, self.server) = Default::default();
         self.next_look = now;
@@ -268,6 +267,9 @@ impl Concurrency {
             self.looking(now, look, knee);
             return;
         }
+        if self.trying(now) {
+            return;
+        }
         if let Some(knee) = knee
             && knee.cap * SLACK < self.s
             && knee.seen > knee.cap
@@ -275,11 +277,17 @@ impl Concurrency {
             && knee.seen >= LEAST_LEFT * self.s
         {
             self.slow_start = false;
-            self.shrink(knee.cap.max(LEAST_LEFT * self.s), Cause::NoGain);
+            self.shrink(now, knee.cap.max(LEAST_LEFT * self.s), Cause::NoGain);
             return;
         }
         let known = knee.filter(|k| k.seen >= REACHED * self.s.floor() - 0.5);
-        if !self.reached() || !calm || self.server.full(now) {
+        if !self.reached() || self.server.full(now) {
+            return;
+        }
+        if !calm {
+            if let Some(knee) = known.filter(|_| waiting && !self.server.speaks(now)) {
+                self.start_trial(now, knee.cap);
+            }
             return;
         }
         match known {
@@ -301,13 +309,15 @@ impl Concurrency {
         let speaks = self.server.speaks(now);
         if let Some(inside) = self.wait.close(now)
             && !self.wait.was_in_vain(&inside)
+            && (inside.crowded() || self.wait.steady().crowded())
             && inside.target() < (self.s - 0.5).min(inside.n - 0.25)
             && !speaks
+            && self.trial.from().is_none()
         {
             self.slow_start = false;
             self.look = None;
             self.wait.blame(now, &inside);
-            self.shrink(inside.target().max(LEAST_LEFT * self.s.min(inside.n)), Cause::WaitingInside);
+            self.shrink(now, inside.target().max(LEAST_LEFT * self.s.min(inside.n)), Cause::WaitingInside);
         }
         let streams =
             self.shares[Kind::Stream as usize] > 0.2 * self.shares.iter().sum::<f64>() && !self.silent();
@@ -340,54 +350,16 @@ impl Concurrency {
         if to > self.s {
             self.s = to;
             self.cause = Some(Cause::Reached);
-            self.wait.renew();
+            self.wait.renew(now);
         }
     }
 
-    /// Is the knee only the least n that was seen, and is it worth to look below it?
-    fn wants_look(&self, now: MonoTime, knee: &Knee, waiting: bool) -> bool {
-        // before the first congestion one step up may show that more make more
-        let untried = self.slow_start && knee.seen < 1.3 * knee.least;
-        waiting && !knee.bracketed && !untried && self.s >= 2.0 && now >= self.next_look
-    }
-
-    fn start_look(&mut self, now: MonoTime, least: f64) {
-        self.look = Some(Look { from: self.s, until: now + LOOK_FOR });
-        self.slow_start = false;
-        self.shrink(self.s.min(least) * LOOK, Cause::Look);
-    }
-
-    fn looking(&mut self, now: MonoTime, look: Look, knee: Option<Knee>) {
-        let seen_here = knee.filter(|k| k.least <= self.s / LOOK * 0.85);
-        match seen_here {
-            Some(knee) if !knee.bracketed && self.s >= 2.0 => {
-                self.look = Some(Look { until: now + LOOK_FOR, ..look });
-                self.shrink(self.s * LOOK, Cause::Look);
-            }
-            Some(knee) => self.end_look(now, look.from.min(knee.cap)),
-            // what was admitted before has to leave first
-            None if f64::from(self.peak) > self.s + 1.0 => {
-                self.look = Some(Look { until: now + LOOK_FOR, ..look });
-            }
-            None if now >= look.until => self.end_look(now, look.from),
-            None => {}
-        }
-    }
-
-    fn end_look(&mut self, now: MonoTime, to: f64) {
-        self.look = None;
-        self.next_look = now + LOOK_EVERY;
-        self.s = to.clamp(1.0, self.max);
-        self.cause = Some(Cause::Look);
-        self.wait.renew();
-    }
-
-    fn shrink(&mut self, to: f64, cause: Cause) {
+    fn shrink(&mut self, now: MonoTime, to: f64, cause: Cause) {
         let to = to.clamp(1.0, self.max);
         if to < self.s {
             self.s = to;
             self.cause = Some(cause);
-            self.wait.renew();
+            self.wait.renew(now);
         }
     }
 }

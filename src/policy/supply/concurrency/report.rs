@@ -29,7 +29,7 @@ pub enum Cause {
     WaitingInside,
     /// More in flight made no more tokens, or fewer.
     NoGain,
-    /// It is lowered for some seconds to see what fewer would make, or raised again after that.
+    /// It is lowered or raised for some seconds to see what fewer or more would make, or put back after that.
     Look,
     /// The upstream refused, or timed out.
     Refused,
