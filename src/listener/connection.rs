@@ -118,17 +118,22 @@ where
     let mut nudge: Option<Pin<Box<Sleep>>> = None;
     let idle = with.params.keep_alive_idle;
     let ended = poll_fn(|cx| {
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(ended);
-        }
-        // the token is asked once to be woken by it and again when its flag is up: asking takes a lock
-        if !draining && (!registered || with.draining.load(Ordering::Relaxed)) {
-            registered = true;
-            if drain.as_mut().poll(cx).is_ready() {
-                draining = true;
-                activity.last.store(true, Ordering::Relaxed);
-                connection.as_mut().drain();
-                cx.waker().wake_by_ref();
+        // one pass with what it is doing, one with what it may have read: a response that is ready now is to say that it
+        // is the last, and a request that has come to an idle connection is to be answered
+        for unread in [false, true] {
+            if unread && let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(ended);
+            }
+            // the token is asked once to be woken by it and again when its flag is up: asking takes a lock
+            let due = !draining && (!registered || with.draining.load(Ordering::Relaxed));
+            if due && (unread || activity.busy.load(Ordering::Relaxed) > 0) {
+                registered = true;
+                if drain.as_mut().poll(cx).is_ready() {
+                    draining = true;
+                    activity.last.store(true, Ordering::Relaxed);
+                    connection.as_mut().drain();
+                    cx.waker().wake_by_ref();
+                }
             }
         }
         // hyper does not read again when a response is over, so nothing below it would notice that the
@@ -313,5 +318,55 @@ where
             None => return Poll::Pending,
         };
         Poll::Ready(Ok(response.map(|body| Guarded::new(body, this.streams.as_ref(), this.clock, busy))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Full};
+    use prometheus::Registry;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_is_ready_when_the_drain_begins_says_that_it_is_the_last() {
+        let clock = Clock::start();
+        let telemetry = Telemetry::new(&Default::default(), clock, 1, &Registry::new()).unwrap();
+        let with = Serving {
+            params: Arc::default(),
+            clock,
+            telemetry,
+            drain: CancellationToken::new(),
+            draining: Arc::default(),
+            tasks: TaskTracker::new(),
+        };
+        let (came, comes) = oneshot::channel();
+        let (answer, answered) = oneshot::channel::<()>();
+        let parts = Arc::new(std::sync::Mutex::new(Some((came, answered))));
+        let service = tower::service_fn(move |_: Request<Incoming>| {
+            let parts = parts.lock().unwrap().take();
+            async move {
+                let (came, answered) = parts.unwrap();
+                came.send(()).unwrap();
+                answered.await.unwrap();
+                Ok(Response::new(Full::new(Bytes::from("x")).boxed()))
+            }
+        });
+        let (mut client, server) = tokio::io::duplex(4096);
+        let asks = async {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            comes.await.unwrap();
+            // both before the connection is looked at again
+            with.draining.store(true, Ordering::Relaxed);
+            with.drain.cancel();
+            answer.send(()).unwrap();
+            let mut response = String::new();
+            client.read_to_string(&mut response).await.unwrap();
+            response
+        };
+        let ((), response) = tokio::join!(serve(server, service, with.clone()), asks);
+        assert!(response.contains("connection: close\r\n"), "{response}");
     }
 }
