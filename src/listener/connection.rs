@@ -117,25 +117,29 @@ where
     let patience = with.params.write_timeout;
     let mut nudge: Option<Pin<Box<Sleep>>> = None;
     let idle = with.params.keep_alive_idle;
-    let ended = poll_fn(|cx| {
-        // one pass with what it is doing, one with what it may have read: a response that is ready now is to say that it
-        // is the last, and a request that has come to an idle connection is to be answered
-        for unread in [false, true] {
-            if unread && let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-                return Poll::Ready(ended);
-            }
-            // the token is asked once to be woken by it and again when its flag is up: asking takes a lock
-            let due = !draining && (!registered || with.draining.load(Ordering::Relaxed));
-            if due && (unread || activity.busy.load(Ordering::Relaxed) > 0) {
-                registered = true;
-                if drain.as_mut().poll(cx).is_ready() {
-                    draining = true;
-                    activity.last.store(true, Ordering::Relaxed);
-                    connection.as_mut().drain();
-                    cx.waker().wake_by_ref();
-                }
-            }
+    let mut tell = |connection: Pin<&mut Connection<_, _>>, cx: &mut Context<'_>| {
+        // the token is asked once to be woken by it and again when its flag is up: asking takes a lock
+        if draining || (registered && !with.draining.load(Ordering::Relaxed)) {
+            return;
         }
+        registered = true;
+        if drain.as_mut().poll(cx).is_ready() {
+            draining = true;
+            activity.last.store(true, Ordering::Relaxed);
+            connection.drain();
+            cx.waker().wake_by_ref();
+        }
+    };
+    let ended = poll_fn(|cx| {
+        // a response that is ready now is to say that it is the last; where none is on its way, a request may have come, and
+        // is read first
+        if activity.busy.load(Ordering::Relaxed) > 0 {
+            tell(connection.as_mut(), cx);
+        }
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        tell(connection.as_mut(), cx);
         // hyper does not read again when a response is over, so nothing below it would notice that the
         // connection idles: it is nudged once its time may be over
         if activity.busy.load(Ordering::Relaxed) == 0 && activity.begun.load(Ordering::Relaxed) > 0 {
