@@ -120,18 +120,20 @@ def compare(work, learned, origin, slots, long):
     """The learned limit against fixed ones, in turns: A B A C A …"""
     fixed = sorted({1, slots // 2, slots, slots + 1, 2 * slots, 3 * slots} - {0}) if long else [slots, 2 * slots]
     seconds = 15 if long else 8
-    ours, theirs = [one_turn(learned, seconds)], {}
+    ours, theirs, ratios = [one_turn(learned, seconds)], {}, {}
     for n in fixed:
         gate = Tidegate(f"fixed-{slots}-{n}", work, origin + "/v1", QUEUE, f'policy = "fixed"\nmax_permits = {n}')
         theirs[n] = one_turn(gate, seconds)
         gate.program.stop()
         ours.append(one_turn(learned, seconds))
-    best = max(theirs.values())
-    mean = sum(ours) / len(ours)
-    table = ", ".join(f"{n}: {rate:.1f}" for n, rate in theirs.items())
-    say(f"{slots} slots, tokens per second: learned {mean:.1f} ({min(ours):.1f} to {max(ours):.1f}), fixed {table}; "
-        f"{mean / best:.2f} of the best")
-    check(mean >= 0.85 * best, f"the learned limit brings {mean:.1f} tokens per second, the best fixed one {best:.1f}")
+        # beside the turns around it: what the machine itself does drifts by a third within minutes
+        ratios[n] = (ours[-2] + ours[-1]) / 2 / theirs[n]
+    table = ", ".join(f"fixed {n}: {rate:.1f}, {ours[i + 1]:.1f}" for i, (n, rate) in enumerate(theirs.items()))
+    beside = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in ratios.items())
+    say(f"{slots} slots, tokens per second, learned in between: {ours[0]:.1f}, {table}; learned beside each fixed one: {beside}; "
+        f"mean of all {sum(ours) / len(ours) / max(theirs.values()):.2f} of the best turn")
+    n = min(ratios, key=ratios.get)
+    check(ratios[n] >= 0.85, f"the learned limit brings {ratios[n]:.2f} of the tokens per second that {n} fixed bring")
 
 
 def supply(work, start_llama, port, long):

@@ -20,6 +20,11 @@ pub(super) struct Server {
 const FRESH: Duration = Duration::from_secs(30);
 const NEARLY_FULL: f64 = 0.9;
 
+/// So many that one waits behind those that run, or a tenth.
+fn with_one_waiting(running: f64) -> f64 {
+    running + (0.1 * running).max(1.0)
+}
+
 impl Server {
     /// Takes note of one read. Says what S should be at most, if something waits for the second time.
     pub(super) fn read(&mut self, now: MonoTime, load: ServerLoad, in_flight: u32, s: f64) -> Option<f64> {
@@ -38,8 +43,10 @@ impl Server {
             return None;
         }
         // others may send to it too: the share of one's own that runs is everyone's
-        let running = load.running? / (load.running? + waiting) * in_flight;
-        let to = running + (0.1 * running).max(1.0);
+        let running = load.running?;
+        let own = with_one_waiting(running / (running + waiting) * in_flight);
+        // no more than all that runs can ever run; what waits for others alone says nothing else
+        let to = if own < in_flight - 0.5 { own } else { with_one_waiting(running) };
         (to < s - 0.5).then(|| {
             self.waiting = 0;
             to

@@ -233,6 +233,22 @@ fn what_the_server_says_counts_whatever_the_latencies() {
 }
 
 #[test]
+fn what_waits_for_others_alone_bounds_the_limit_by_all_that_runs() {
+    for (in_flight, limits) in [(0, 7..=7), (1, 7..=7), (2, 7..=7), (9, 2..=4)] {
+        let mut law = learn();
+        (law.s, law.slow_start) = (9.0, false);
+        for at in (1..60).map(MonoTime::from_secs) {
+            let ours = law.limit().unwrap().min(in_flight);
+            law.tick(at, ours, false);
+            // of the six slots another proxy's nine have most
+            let waiting = Some(f64::from(ours) + 9.0 - 6.0);
+            law.server(at, ServerLoad { running: Some(6.0), waiting, kv_use: None });
+        }
+        assert!(limits.contains(&law.limit().unwrap()), "{in_flight} in flight: {:?}", law.limit());
+    }
+}
+
+#[test]
 fn nonsense_neither_panics_nor_spreads() {
     let times = [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(1), Duration::MAX];
     let counts = [0, 1, 2, 257, u64::MAX];
