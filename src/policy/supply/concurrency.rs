@@ -261,7 +261,7 @@ impl Concurrency {
         let calm = self.waiting_inside(now);
         let mut knee = self.knee(now);
         if self.server.speaks(now) {
-            knee = knee.map(|k| Knee { cap: k.edge, bracketed: true, ..k });
+            knee = knee.map(|k| Knee { cap: k.collapse, bracketed: true, ..k });
         }
         if let Some(look) = self.look {
             self.looking(now, look, knee);

@@ -6,6 +6,8 @@
 //! knee  = the least n with T(n) ≥ 0.85 max T
 //! cap   = min(1.6 · knee + 1, the last n before T falls under 0.9 max T)
 //! ```
+//! Where the server itself says that nothing waits inside, only the last n before T falls under 0.75 max T counts.
+//!
 //! T is what Little's law says of the responses' own times, so it has none of the noise of the
 //! arrivals or of the lengths. A bound on the time per token alone would be wrong on servers that batch: there it
 //! grows with n by design while T still rises. Somewhat beyond the knee the server's speed is shared and
@@ -69,8 +71,8 @@ pub(super) struct Knee {
     pub(super) bracketed: bool,
     /// The largest limit that makes sense.
     pub(super) cap: f64,
-    /// The last before the server makes less.
-    pub(super) edge: f64,
+    /// The last before the server makes so much less that no moment in which the machine was slower explains it.
+    pub(super) collapse: f64,
     /// The least n known.
     pub(super) least: f64,
     /// The largest.
@@ -98,6 +100,7 @@ const SURPRISE: f64 = 0.1;
 const CHANGED: f64 = 0.25;
 const NEARLY_ALL: f64 = 0.85;
 const FALLEN: f64 = 0.9;
+const COLLAPSED: f64 = 0.75;
 const DEPTH: f64 = 1.6;
 
 impl Curve {
@@ -152,15 +155,16 @@ impl Curve {
             0 => first.0,
             i => crossing(points[i - 1], points[i], enough),
         };
-        let fallen = points.iter().rposition(|p| total(p) >= most + FALLEN.ln())?;
-        let edge = match points.get(fallen + 1) {
-            Some(next) => crossing(points[fallen], *next, most + FALLEN.ln()),
-            None => f64::INFINITY,
+        let last_with = |share: f64| {
+            let level = most + share.ln();
+            let i = points.iter().rposition(|p| total(p) >= level)?;
+            Some(points.get(i + 1).map_or(f64::INFINITY, |next| crossing(points[i], *next, level).exp()))
         };
-        let (edge, knee) = (edge.exp(), knee.exp());
+        let (edge, collapse) = (last_with(FALLEN)?, last_with(COLLAPSED)?);
+        let knee = knee.exp();
         let cap = (DEPTH * knee + 1.0).min(edge);
         let bracketed = total(&first) < enough || first.0 < 0.2;
-        Some(Knee { at: knee, bracketed, cap, edge, least: first.0.exp(), seen: last.0.exp() })
+        Some(Knee { at: knee, bracketed, cap, collapse, least: first.0.exp(), seen: last.0.exp() })
     }
 
     /// The believed bands as `(ln n, ln y)`, by pool-adjacent-violators made to fall.

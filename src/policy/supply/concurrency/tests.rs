@@ -20,6 +20,10 @@ struct Server {
     jobs: Vec<(f64, f64, MonoTime, Option<MonoTime>, u64)>,
     sent: u64,
     kind: Answers,
+    /// The machine is quicker and slower by as much, for ten seconds each, by a seed.
+    drift: (f64, u64),
+    /// Every answer has so many tokens.
+    alike: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,7 +35,29 @@ enum Answers {
 
 impl Server {
     fn new(slots: f64, shares: bool, batching: f64) -> Self {
-        Self { slots, shares, batching, jobs: Vec::new(), sent: 0, kind: Answers::Streams }
+        Self {
+            slots,
+            shares,
+            batching,
+            jobs: Vec::new(),
+            sent: 0,
+            kind: Answers::Streams,
+            drift: (0.0, 0),
+            alike: None,
+        }
+    }
+
+    /// The machine's speed in a second.
+    fn machine(&self, at: u64) -> f64 {
+        let mixed = (at / 10 + 1000 * self.drift.1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40;
+        1.0 + self.drift.0 * (mixed as f64 / 2.0_f64.powi(23) - 1.0)
+    }
+
+    /// What a server says of itself that tells how many wait.
+    fn says(&self) -> ServerLoad {
+        let (all, running) = (self.jobs.len() as f64, (self.jobs.len() as f64).min(self.slots));
+        ServerLoad { running: Some(running), waiting: Some(all - running), kv_use: None }
     }
 
     /// One second, in steps of 10 ms.
@@ -42,7 +68,7 @@ impl Server {
             let limit = law.limit().map_or(offered, |n| n as usize).min(offered);
             while self.jobs.len() < limit {
                 self.sent += 1;
-                let tokens = 20 + self.sent * 7919 % 380;
+                let tokens = self.alike.unwrap_or(20 + self.sent * 7919 % 380);
                 self.jobs.push((0.1, 0.1 + tokens as f64 * 0.02, now, None, tokens));
             }
             peak = peak.max(self.jobs.len());
@@ -50,7 +76,8 @@ impl Server {
             let running = if self.shares { n } else { n.min(self.slots) };
             let beyond = if self.shares { ((n / self.slots - 2.0) / 2.0).clamp(0.0, 1.0) } else { 0.0 };
             let speed = (self.slots / running).min(1.0) * (1.0 - 0.6 * beyond)
-                / (1.0 + self.batching * (running - 1.0).max(0.0));
+                / (1.0 + self.batching * (running - 1.0).max(0.0))
+                * self.machine(at);
             let in_flight = self.jobs.len() as u32;
             let end = now + Duration::from_millis(10);
             for job in self.jobs.iter_mut().take(running as usize) {
@@ -111,12 +138,49 @@ fn a_server_that_tells_how_many_wait_gets_what_it_runs() {
     let mut seen = Vec::new();
     for at in 0..360 {
         server.second(&mut law, at, 24);
-        let (all, running) = (server.jobs.len() as f64, server.jobs.len().min(6) as f64);
-        let load = ServerLoad { running: Some(running), waiting: Some(all - running), kv_use: None };
-        law.server(MonoTime::from_secs(at + 1), load);
+        law.server(MonoTime::from_secs(at + 1), server.says());
         seen.extend(law.limit().filter(|_| at >= 240));
     }
     assert!(seen.iter().all(|s| (6..=13).contains(s)), "{seen:?}");
+}
+
+#[test]
+fn a_machine_that_is_quicker_now_and_then_does_not_hide_the_slots_a_server_tells_of() {
+    let mut missed = Vec::new();
+    for (seed, kind) in (0..60).flat_map(|seed| [(seed, Answers::Streams), (seed, Answers::Whole)]) {
+        // restarted, and five was right for what was there before
+        let mut law = learn();
+        law.s = 5.0;
+        law.reset(MonoTime::ZERO);
+        let mut server =
+            Server { drift: (0.25, seed), kind, alike: Some(32), ..Server::new(6.0, false, 1.0) };
+        for at in 0..50 {
+            server.second(&mut law, at, 24);
+            law.server(MonoTime::from_secs(at + 1), server.says());
+            let limit = law.limit().unwrap();
+            if at >= 30 && !(6..=13).contains(&limit) {
+                missed.push((seed, kind, limit));
+                break;
+            }
+        }
+    }
+    assert!(missed.len() <= 2, "{missed:?}");
+}
+
+#[test]
+fn a_server_that_says_that_nothing_waits_while_it_collapses_is_kept_from_it() {
+    let (mut law, mut server) = (learn(), Server::new(16.0, true, 0.0));
+    (law.s, law.slow_start) = (8.0, false);
+    let mut seen = Vec::new();
+    for at in 0..240 {
+        server.second(&mut law, at, 400);
+        let running = Some(server.jobs.len() as f64);
+        law.server(MonoTime::from_secs(at + 1), ServerLoad { running, waiting: Some(0.0), kv_use: None });
+        seen.extend(law.limit().filter(|_| at >= 120));
+    }
+    // all it makes to twice its size, 0.75 of it at 45, 0.4 from four times on
+    seen.sort_unstable();
+    assert!((16..=48).contains(&seen[seen.len() / 2]) && seen.iter().all(|s| *s <= 64), "{seen:?}");
 }
 
 #[test]
