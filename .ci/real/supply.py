@@ -120,7 +120,7 @@ def one_turn(gate, seconds):
 def compare(work, learned, origin, slots, long):
     """The learned limit against fixed ones, in turns: A B A C A …"""
     fixed = sorted({1, slots // 2, slots, slots + 1, 2 * slots, 3 * slots} - {0}) if long else [slots, 2 * slots]
-    # one turn of either says little: what the machine itself does drifts by a third within minutes
+    # what the machine itself does drifts by a third within minutes: a turn says little, three of each some more
     seconds, passes = (12, 3) if long else (8, 1)
     ours, theirs, beside = [one_turn(learned, seconds)], {n: [] for n in fixed}, {n: [] for n in fixed}
     for _ in range(passes):

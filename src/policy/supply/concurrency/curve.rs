@@ -6,7 +6,7 @@
 //! knee  = the least n with T(n) ≥ 0.85 max T
 //! cap   = min(1.6 · knee + 1, the last n before T falls under 0.9 max T)
 //! ```
-//! Where the server itself says that nothing waits inside, only the last n before T falls under 0.75 max T counts.
+//! Where the server itself says how many wait inside, only the last n before T falls under 0.75 max T counts.
 //!
 //! T is what Little's law says of the responses' own times, so it has none of the noise of the
 //! arrivals or of the lengths. A bound on the time per token alone would be wrong on servers that batch: there it
@@ -71,7 +71,7 @@ pub(super) struct Knee {
     pub(super) bracketed: bool,
     /// The largest limit that makes sense.
     pub(super) cap: f64,
-    /// The last before the server makes so much less that no moment in which the machine was slower explains it.
+    /// The last before the server makes so much less that a moment in which the machine was slower hardly explains it.
     pub(super) collapse: f64,
     /// The least n known.
     pub(super) least: f64,

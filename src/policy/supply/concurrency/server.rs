@@ -45,8 +45,9 @@ impl Server {
         // others may send to it too: the share of one's own that runs is everyone's
         let running = load.running?;
         let own = with_one_waiting(running / (running + waiting) * in_flight);
-        // no more than all that runs can ever run; what waits for others alone says nothing else
-        let to = if own < in_flight - 0.5 { own } else { with_one_waiting(running) };
+        // what waits for others alone says only that no more than all that runs can run; and not even that where one's own
+        // are more than the page tells of, which is then one replica's of several
+        let to = if own < in_flight - 0.5 { own } else { own.max(with_one_waiting(running)) };
         (to < s - 0.5).then(|| {
             self.waiting = 0;
             to

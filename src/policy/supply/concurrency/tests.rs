@@ -313,6 +313,17 @@ fn what_waits_for_others_alone_bounds_the_limit_by_all_that_runs() {
 }
 
 #[test]
+fn a_page_that_tells_of_one_replica_of_several_does_not_bound_what_all_may_have() {
+    let mut law = learn();
+    (law.s, law.slow_start) = (30.0, false);
+    for at in (1..60).map(MonoTime::from_secs) {
+        law.tick(at, 30, false);
+        law.server(at, ServerLoad { running: Some(10.0), waiting: Some(1.0), kv_use: None });
+    }
+    assert_eq!(law.limit(), Some(30));
+}
+
+#[test]
 fn nonsense_neither_panics_nor_spreads() {
     let times = [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(1), Duration::MAX];
     let counts = [0, 1, 2, 257, u64::MAX];
