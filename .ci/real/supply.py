@@ -134,10 +134,11 @@ def compare(work, learned, origin, slots, long):
     for n in fixed:
         turns = ", ".join(f"{rate:.1f}" for rate in theirs[n])
         say(f"  fixed {n}: {mean(theirs[n]):.1f} ({turns}), learned beside it {mean(beside[n]):.1f}")
-    best = max(fixed, key=lambda n: mean(theirs[n]))
-    ratio = mean(beside[best]) / mean(theirs[best])
-    say(f"  {ratio:.2f} of the best, which is {best}; {mean(ours) / mean(theirs[best]):.2f} with all turns")
-    check(ratio >= 0.85, f"the learned limit brings {ratio:.2f} of the tokens per second that {best} fixed bring")
+    # none may be much better, neither beside its own turns nor than the learned limit was all the time
+    all_turns = mean(ours) / max(map(mean, theirs.values()))
+    least = min(mean(beside[n]) / mean(theirs[n]) for n in fixed)
+    say(f"  at least {least:.2f} of each beside it, {all_turns:.2f} of the best with all turns")
+    check(min(least, all_turns) >= 0.85, "a fixed limit brings more than the learned one")
 
 
 def supply(work, start_llama, port, long):

@@ -4,6 +4,7 @@
 //! - `curve`: how fast one request is among n, hence the *knee*, where the server's whole output stops growing. S stays
 //!   under 1.6 times the knee and off the point from which the output falls.
 //! - `wait`: how many wait inside the server for their first token. S leaves room for one, or a tenth.
+//!   `server`: where it tells how many wait itself, that counts instead.
 //! - refusals: 429 that no rate limit explains, 503, 529, timeouts. Where it is the higher levels that are refused, S
 //!   goes under what was in flight, and comes back to it ever more rarely.
 //!
@@ -259,10 +260,7 @@ impl Concurrency {
 
     fn learn(&mut self, now: MonoTime, waiting: bool) {
         let calm = self.waiting_inside(now);
-        let mut knee = self.knee(now);
-        if self.server.speaks(now) {
-            knee = knee.map(|k| Knee { cap: k.collapse, bracketed: true, ..k });
-        }
+        let knee = self.knee(now);
         if let Some(look) = self.look {
             self.looking(now, look, knee);
             return;
@@ -332,7 +330,9 @@ impl Concurrency {
     fn knee(&self, now: MonoTime) -> Option<Knee> {
         let most = self.shares.iter().copied().fold(0.0, f64::max);
         let kinds = self.curves.iter().zip(self.shares).filter(|(_, share)| *share >= 0.2 * most);
-        kinds.filter_map(|(curve, _)| curve.knee(now)).min_by(|a, b| a.cap.total_cmp(&b.cap))
+        let speaks = self.server.speaks(now);
+        let heeded = |k: Knee| if speaks { Knee { cap: k.collapse, bracketed: true, ..k } } else { k };
+        kinds.filter_map(|(curve, _)| curve.knee(now)).map(heeded).min_by(|a, b| a.cap.total_cmp(&b.cap))
     }
 
     /// Without a limit nothing is reached.

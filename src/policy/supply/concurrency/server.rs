@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::policy::supply::ServerLoad;
+use crate::policy::supply::concurrency::wait::allowance;
 use crate::policy::units::MonoTime;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,11 +20,6 @@ pub(super) struct Server {
 
 const FRESH: Duration = Duration::from_secs(30);
 const NEARLY_FULL: f64 = 0.9;
-
-/// So many that one waits behind those that run, or a tenth.
-fn with_one_waiting(running: f64) -> f64 {
-    running + (0.1 * running).max(1.0)
-}
 
 impl Server {
     /// Takes note of one read. Says what S should be at most, if something waits for the second time.
@@ -44,10 +40,11 @@ impl Server {
         }
         // others may send to it too: the share of one's own that runs is everyone's
         let running = load.running?;
-        let own = with_one_waiting(running / (running + waiting) * in_flight);
+        let with_some_waiting = |running: f64| running + allowance(running);
+        let own = with_some_waiting(running / (running + waiting) * in_flight);
         // what waits for others alone says only that no more than all that runs can run; and not even that where one's own
         // are more than the page tells of, which is then one replica's of several
-        let to = if own < in_flight - 0.5 { own } else { own.max(with_one_waiting(running)) };
+        let to = if own < in_flight - 0.5 { own } else { own.max(with_some_waiting(running)) };
         (to < s - 0.5).then(|| {
             self.waiting = 0;
             to

@@ -173,7 +173,8 @@ impl Inside {
 
 const SURE: f64 = 2.0;
 
-fn allowance(running: f64) -> f64 {
+/// How many may wait inside beside so many that run.
+pub(super) fn allowance(running: f64) -> f64 {
     (0.1 * running).max(1.0)
 }
 
